@@ -1,0 +1,18 @@
+//! A listener: the caller's function that is told when an entry leaves the cache.
+
+/// Why an entry left the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Another value was stored at its key.
+    Replaced,
+    /// It made room for others.
+    Evicted,
+    /// It had expired when it was met.
+    Expired,
+    /// It was removed on request, or because the value that was to replace it was too large.
+    Removed,
+}
+
+/// The function that [`Builder::listener`](crate::Builder::listener) was given.
+pub(crate) type Listener<K, V> = dyn Fn(&K, &V, Cause) + Send + Sync;

@@ -1,0 +1,37 @@
+//! An outcome: what came of storing a value, or of a sweep.
+
+/// What came of [`Memory::insert`](crate::Memory::insert).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Insert {
+    /// The value was stored; the key had none, or an expired one.
+    Stored,
+    /// The value was stored in place of another one.
+    Replaced,
+    /// The value is larger than a value may be. It was dropped, and the key has no value now.
+    TooLarge,
+}
+
+/// What came of [`Memory::replace_if`](crate::Memory::replace_if).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use = "the value may have been refused"]
+pub enum Replace {
+    /// The value was stored; the key had none, or an expired one.
+    Stored,
+    /// The value was stored in place of another one.
+    Replaced,
+    /// The closure said no. The value was dropped, and the key has what it had.
+    Refused,
+    /// The closure said yes, but the value is larger than a value may be. It was dropped, and
+    /// the key has no value now.
+    TooLarge,
+}
+
+/// What came of [`Memory::sweep`](crate::Memory::sweep).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Sweep {
+    /// Slots looked at, empty ones too: the work that was done.
+    pub examined: usize,
+    /// Expired entries that were removed.
+    pub removed: usize,
+}

@@ -1,0 +1,181 @@
+//! The **builder**: tiers in order, defaults, and every check before anything starts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use crate::authority::{Authority, LocalAuthority};
+use crate::cache::{Core, Engine, Terrace};
+use crate::clock::{Clock, SystemClock};
+use crate::codec::Codec;
+use crate::entry::AnyEntry;
+use crate::error::BuildError;
+use crate::flight::Flights;
+use crate::key::MemoryKey;
+use crate::ledger::Mirror;
+use crate::pending::Pending;
+use crate::policy::Policy;
+use crate::runtime::{Runtime, Tokio};
+use crate::space::{Identity, Spaces};
+use crate::tier::{OpenTier, Tier};
+
+/// Settings of the memory tier.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    max_bytes: u64,
+    max_value_bytes: Option<u64>,
+}
+
+impl Memory {
+    /// At most so many bytes, keys, values and what is spent on keeping them included.
+    ///
+    /// A value counts as what it takes encoded, and as the size of its type.
+    #[must_use]
+    pub fn bytes(max_bytes: u64) -> Self {
+        Self { max_bytes, max_value_bytes: None }
+    }
+
+    /// Larger values are not kept in memory: a sixteenth of the whole unless set.
+    #[must_use]
+    pub fn max_value_bytes(self, max_value_bytes: u64) -> Self {
+        Self { max_value_bytes: Some(max_value_bytes), ..self }
+    }
+
+    fn build(&self) -> Engine {
+        let largest = self.max_value_bytes.unwrap_or(self.max_bytes / 16);
+        Engine::builder()
+            .max_bytes(self.max_bytes)
+            .max_value_bytes(largest)
+            .weigher(|key: &MemoryKey, entry: &AnyEntry| {
+                (key.bytes.len() as u64).saturating_add(entry.meta().bytes)
+            })
+            .build()
+    }
+}
+
+impl Default for Memory {
+    /// 256 MiB.
+    fn default() -> Self {
+        Self::bytes(256 << 20)
+    }
+}
+
+/// A cache that is being built. Made by [`Terrace::builder`].
+#[derive(Debug, Default)]
+#[must_use = "a cache is built by build"]
+pub struct Builder {
+    memory: Option<Memory>,
+    tiers: Vec<(String, Tier)>,
+    policy: Policy,
+    clock: Option<Arc<dyn Clock>>,
+    runtime: Option<Arc<dyn Runtime>>,
+}
+
+impl Builder {
+    /// Adds the memory tier, which is asked before all others.
+    pub fn memory(mut self, memory: Memory) -> Self {
+        self.memory = Some(memory);
+        self
+    }
+
+    /// Adds a tier below those that were added before.
+    pub fn tier(mut self, name: &str, tier: impl Into<Tier>) -> Self {
+        self.tiers.push((name.into(), tier.into()));
+        self
+    }
+
+    /// How long entries are fresh where their space says nothing: 5 minutes unless set.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.policy.ttl = Some(ttl);
+        self
+    }
+
+    /// Takes time from another clock than the operating system's.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Runs tasks on another runtime than the Tokio one that is current.
+    pub fn runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Opens every tier and starts the cache.
+    ///
+    /// # Errors
+    /// There is no tier, a name cannot be used, there is no runtime, or a tier cannot
+    /// be opened; nothing is left running then.
+    pub async fn build(self) -> Result<Terrace, BuildError> {
+        if self.memory.is_none() && self.tiers.is_empty() {
+            return Err(BuildError::NoTier);
+        }
+        let runtime: Arc<dyn Runtime> = match self.runtime {
+            Some(runtime) => runtime,
+            None => Arc::new(Tokio::current().ok_or(BuildError::NoRuntime)?),
+        };
+        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
+        check_names(&self.tiers)?;
+        let mut tiers = self
+            .tiers
+            .into_iter()
+            .map(|(name, tier)| tier.open(name.into()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let authority = elect(&mut tiers, &*runtime);
+        let snapshot = authority.snapshot().await.map_err(|source| {
+            let tier = tiers.iter().find(|tier| tier.is_authority);
+            let tier = tier.map_or_else(|| "memory".into(), |tier| tier.name.to_string());
+            BuildError::Ledger { tier, source }
+        })?;
+        let core = Arc::new(Core {
+            memory: self.memory.as_ref().map(Memory::build),
+            authority,
+            mirror: Mirror::joining(&snapshot),
+            flights: Arc::new(Flights::new()),
+            pending: Pending::default(),
+            spaces: Spaces::new(tiers.len() + 1),
+            clock,
+            runtime,
+            largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
+            following: tokio::sync::Mutex::new(()),
+            is_closed: AtomicBool::new(false),
+            tiers: tiers.into(),
+        });
+        core.start_housekeeping();
+        let dynamic = Identity {
+            tenant: String::new(),
+            space: String::new(),
+            schema: 0,
+            value: std::any::TypeId::of::<()>(),
+        };
+        let dynamic = core.spaces.open(&core, dynamic, self.policy, Codec::default());
+        Ok(Terrace { core, dynamic })
+    }
+}
+
+fn check_names(tiers: &[(String, Tier)]) -> Result<(), BuildError> {
+    for (index, (name, _)) in tiers.iter().enumerate() {
+        if name.is_empty() || name == "memory" || name == "loader" {
+            let reason = "it is empty, or stands for something else";
+            return Err(BuildError::BadName { name: name.clone(), reason });
+        }
+        if tiers.iter().take(index).any(|(other, _)| other == name) {
+            return Err(BuildError::NameTaken(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// The widest tier that can keep a ledger is the authority; of several, the last. If
+/// none can, this process keeps its own.
+fn elect(tiers: &mut [OpenTier], runtime: &dyn Runtime) -> Arc<dyn Authority> {
+    let able = tiers.iter_mut().filter_map(|tier| Some((tier.store.authority()?, tier)));
+    match able.max_by_key(|(authority, _)| authority.scope()) {
+        Some((authority, tier)) => {
+            tier.is_authority = true;
+            authority
+        }
+        None => Arc::new(LocalAuthority::new(runtime.random())),
+    }
+}

@@ -1,0 +1,99 @@
+//! The **clock**: the only place in Terrace that reads the time.
+//!
+//! Two kinds of time are kept apart. *Elapsed* time never goes back and decides
+//! how long an entry lives in this process. *Wall* time is written into frames,
+//! because another process or the next start of this one has to read it; it is
+//! never used to decide which of two things happened first (the ledger does).
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use terrace_memory::Tick;
+
+/// A source of time that a test can take into its own hands.
+///
+/// The default is [`SystemClock`]; `terrace-test` has a manual one.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// Time since an arbitrary origin. Never goes back.
+    fn elapsed(&self) -> Duration;
+
+    /// Time of day. May jump in either direction.
+    fn wall(&self) -> WallTime;
+
+    /// [`Clock::elapsed`] in the milliseconds in which entries live.
+    fn tick(&self) -> Tick {
+        Tick::from_millis(millis(self.elapsed()))
+    }
+}
+
+/// Milliseconds since the Unix epoch: what frames carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WallTime(u64);
+
+impl WallTime {
+    /// A time of day from its milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// This time and `after` later; stops at the end of time instead of overflowing.
+    #[must_use]
+    pub fn saturating_add(self, after: Duration) -> Self {
+        Self(self.0.saturating_add(millis(after)))
+    }
+
+    /// How long `earlier` is ago; zero if it is not.
+    #[must_use]
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The operating system's clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    origin: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose elapsed time starts now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that everything else asks")]
+    pub fn new() -> Self {
+        Self { origin: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn elapsed(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that everything else asks")]
+    fn wall(&self) -> WallTime {
+        WallTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))
+    }
+}
+
+/// Whole milliseconds of `duration`, as many as fit.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whole nanoseconds of `duration`, as many as fit.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,127 @@
+//! The **codec**: how a value becomes bytes below memory, and a value again.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The encodings that a frame can name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Codec {
+    /// MessagePack with named fields: small, fast, and a field more or less does
+    /// not shift the others. The default.
+    #[default]
+    MessagePack,
+    /// JSON: larger and slower, readable by everything.
+    Json,
+    /// The value's own bytes, untouched. For spaces of bytes alone.
+    Raw,
+}
+
+impl Codec {
+    pub(crate) fn id(self) -> u8 {
+        match self {
+            Self::MessagePack => 1,
+            Self::Json => 2,
+            Self::Raw => 3,
+        }
+    }
+
+    pub(crate) fn from_id(id: u8) -> Option<Self> {
+        [Self::MessagePack, Self::Json, Self::Raw].into_iter().find(|codec| codec.id() == id)
+    }
+}
+
+/// A value that could not be encoded or decoded.
+#[derive(Debug)]
+pub struct CodecError {
+    codec: Codec,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl CodecError {
+    fn new(codec: Codec, source: impl StdError + Send + Sync + 'static) -> Self {
+        Self { codec, source: Some(Box::new(source)) }
+    }
+
+    fn unsupported(codec: Codec) -> Self {
+        Self { codec, source: None }
+    }
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(formatter, "{:?}: {source}", self.codec),
+            None => write!(formatter, "values of this space are not written as {:?}", self.codec),
+        }
+    }
+}
+
+impl StdError for CodecError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// How the values of one type are encoded and decoded.
+pub(crate) struct ValueCodec<V> {
+    pub(crate) encode: fn(&V, Codec) -> Result<Vec<u8>, CodecError>,
+    pub(crate) decode: fn(Bytes, Codec) -> Result<V, CodecError>,
+    pub(crate) preferred: Codec,
+}
+
+impl<V> Clone for ValueCodec<V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for ValueCodec<V> {}
+
+impl<V: Serialize + DeserializeOwned> ValueCodec<V> {
+    /// Values that serde knows: MessagePack or JSON.
+    pub(crate) fn serde(preferred: Codec) -> Self {
+        Self { encode: encode_serde, decode: |bytes, codec| decode_serde(&bytes, codec), preferred }
+    }
+}
+
+impl<V: AsRef<[u8]> + From<Bytes>> ValueCodec<V> {
+    /// Values that are bytes: no encoding at all.
+    pub(crate) fn raw() -> Self {
+        Self {
+            encode: |value, codec| match codec {
+                Codec::Raw => Ok(value.as_ref().to_vec()),
+                other => Err(CodecError::unsupported(other)),
+            },
+            decode: |bytes, codec| match codec {
+                Codec::Raw => Ok(V::from(bytes)),
+                other => Err(CodecError::unsupported(other)),
+            },
+            preferred: Codec::Raw,
+        }
+    }
+}
+
+fn encode_serde<V: Serialize>(value: &V, codec: Codec) -> Result<Vec<u8>, CodecError> {
+    match codec {
+        Codec::MessagePack => {
+            rmp_serde::to_vec_named(value).map_err(|error| CodecError::new(codec, error))
+        }
+        Codec::Json => serde_json::to_vec(value).map_err(|error| CodecError::new(codec, error)),
+        Codec::Raw => Err(CodecError::unsupported(codec)),
+    }
+}
+
+fn decode_serde<V: DeserializeOwned>(bytes: &[u8], codec: Codec) -> Result<V, CodecError> {
+    match codec {
+        Codec::MessagePack => {
+            rmp_serde::from_slice(bytes).map_err(|error| CodecError::new(codec, error))
+        }
+        Codec::Json => serde_json::from_slice(bytes).map_err(|error| CodecError::new(codec, error)),
+        Codec::Raw => Err(CodecError::unsupported(codec)),
+    }
+}

@@ -1,0 +1,229 @@
+//! The **entry**: a value and what is known about it, in one allocation.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock::{Tick, WallTime};
+use crate::freshness::{Life, Written};
+use crate::ledger::Stamp;
+
+/// A value that the cache answered with.
+///
+/// It dereferences to the value, and is shared: cloning counts a reference.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+/// terrace.set("greeting", &"Guten Tag".to_owned()).await?;
+/// if let Some(greeting) = terrace.get::<String>("greeting").await? {
+///     assert_eq!(greeting.len(), 9);
+///     assert_eq!(greeting.source(), &terrace::Source::Memory);
+///     assert!(!greeting.is_stale());
+/// }
+/// # Ok(()) }
+/// ```
+pub struct Cached<V> {
+    pub(crate) entry: Arc<Entry<V>>,
+    pub(crate) source: Source,
+    pub(crate) is_stale: bool,
+}
+
+/// Who answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The memory of this process.
+    Memory,
+    /// A tier below memory, by its name.
+    Tier(Arc<str>),
+    /// The loader.
+    Loader,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Memory => "memory",
+            Self::Tier(name) => name,
+            Self::Loader => "loader",
+        })
+    }
+}
+
+impl<V> Cached<V> {
+    /// Who answered.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Whether the value is past its end, and served because nothing fresher could be had.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// When the value was made.
+    #[must_use]
+    pub fn created(&self) -> WallTime {
+        self.entry.meta.times.written().created
+    }
+
+    /// When the value stops being fresh; `None`: never.
+    #[must_use]
+    pub fn expires(&self) -> Option<WallTime> {
+        self.entry.meta.times.written().expires
+    }
+
+    /// How old the value is at `now`.
+    #[must_use]
+    pub fn age(&self, now: WallTime) -> Duration {
+        now.saturating_since(self.created())
+    }
+
+    /// The ledger's position before the value was made.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        self.entry.meta.stamp
+    }
+
+    /// The tags that it carries, without their tenant.
+    pub fn tags(&self) -> impl Iterator<Item = &str> {
+        self.entry.meta.tags.iter().map(|tag| tag.split_once(':').map_or(&**tag, |(_, tag)| tag))
+    }
+}
+
+impl<V> Deref for Cached<V> {
+    type Target = V;
+    fn deref(&self) -> &V {
+        &self.entry.value
+    }
+}
+
+impl<V> Clone for Cached<V> {
+    fn clone(&self) -> Self {
+        Self {
+            entry: Arc::clone(&self.entry),
+            source: self.source.clone(),
+            is_stale: self.is_stale,
+        }
+    }
+}
+
+impl<V: fmt::Debug> fmt::Debug for Cached<V> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Cached")
+            .field("value", &self.entry.value)
+            .field("source", &self.source)
+            .field("is_stale", &self.is_stale)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<V: PartialEq> PartialEq<V> for Cached<V> {
+    fn eq(&self, value: &V) -> bool {
+        self.entry.value == *value
+    }
+}
+
+pub(crate) struct Entry<V> {
+    pub(crate) value: V,
+    pub(crate) meta: Meta,
+}
+
+/// What is known about a value.
+#[derive(Debug)]
+pub(crate) struct Meta {
+    pub(crate) times: Times,
+    pub(crate) stamp: Stamp,
+    pub(crate) tags: Arc<[Arc<str>]>,
+    pub(crate) version: Option<Arc<str>>,
+    pub(crate) last_modified: Option<WallTime>,
+    /// The name in the ledger is a hash: lines cannot find this entry by its key.
+    pub(crate) is_hashed: bool,
+    /// What the value weighs in memory, the key not included.
+    pub(crate) bytes: u64,
+}
+
+/// When an entry ends: here, and as it is written down. The only thing about an
+/// entry that ever changes.
+#[derive(Debug)]
+pub(crate) struct Times {
+    fresh_until: AtomicU64,
+    stale_until: AtomicU64,
+    created: WallTime,
+    expires: AtomicU64,
+    of_use_until: AtomicU64,
+}
+
+/// "Never", as times are kept.
+const NEVER: u64 = u64::MAX;
+
+impl Times {
+    pub(crate) fn new(life: Life, written: Written) -> Self {
+        let times = Self {
+            fresh_until: AtomicU64::new(0),
+            stale_until: AtomicU64::new(0),
+            created: written.created,
+            expires: AtomicU64::new(0),
+            of_use_until: AtomicU64::new(0),
+        };
+        times.set(life, written);
+        times
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        let tick = |time: &AtomicU64| Tick::from_millis(time.load(Ordering::Relaxed));
+        Life { fresh_until: tick(&self.fresh_until), stale_until: tick(&self.stale_until) }
+    }
+
+    pub(crate) fn written(&self) -> Written {
+        let wall = |time: &AtomicU64| {
+            let millis = time.load(Ordering::Relaxed);
+            (millis != NEVER).then(|| WallTime::from_millis(millis))
+        };
+        Written {
+            created: self.created,
+            expires: wall(&self.expires),
+            stale_until: wall(&self.of_use_until),
+        }
+    }
+
+    /// Another end. A reader meanwhile may see parts of the old one.
+    pub(crate) fn set(&self, life: Life, written: Written) {
+        let millis = |time: Option<WallTime>| time.map_or(NEVER, WallTime::as_millis);
+        self.fresh_until.store(life.fresh_until.as_millis(), Ordering::Relaxed);
+        self.stale_until.store(life.stale_until.as_millis(), Ordering::Relaxed);
+        self.expires.store(millis(written.expires), Ordering::Relaxed);
+        self.of_use_until.store(millis(written.stale_until), Ordering::Relaxed);
+    }
+}
+
+/// An entry of any type, as memory and flights hold it.
+pub(crate) type AnyEntry = Arc<dyn ErasedEntry>;
+
+pub(crate) trait ErasedEntry: Any + Send + Sync {
+    fn meta(&self) -> &Meta;
+}
+
+impl<V: Send + Sync + 'static> ErasedEntry for Entry<V> {
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+}
+
+/// The entry as what it is; `None` if it holds another type.
+pub(crate) fn typed<V: Send + Sync + 'static>(entry: &AnyEntry) -> Option<Arc<Entry<V>>> {
+    let entry: Arc<dyn Any + Send + Sync> = Arc::clone(entry) as _;
+    entry.downcast().ok()
+}
+
+/// The same without counting a reference.
+pub(crate) fn typed_ref<V: Send + Sync + 'static>(entry: &AnyEntry) -> Option<&Entry<V>> {
+    let entry: &dyn Any = &**entry;
+    entry.downcast_ref()
+}

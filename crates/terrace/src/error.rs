@@ -1,0 +1,225 @@
+//! The **errors**: what was wrong, where, and what to do about it.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt::{self, Debug, Display};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::CodecError;
+use crate::key::LARGEST_KEY;
+use crate::store::StoreError;
+
+/// Why an operation on the cache failed.
+///
+/// A tier that fails is not among the reasons for a read: the next tier answers, and
+/// the failure is counted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The cache was closed.
+    #[error("the cache is closed")]
+    Closed,
+    /// The key is too long.
+    #[error("the key has {bytes} bytes, and {LARGEST_KEY} are allowed: hash long keys yourself")]
+    KeyTooLong {
+        /// How long it is.
+        bytes: usize,
+    },
+    /// A tag is empty, too long, or there are too many.
+    #[error("{0}: use up to 64 tags of 1 to 256 bytes")]
+    Tags(&'static str),
+    /// The value could not be turned into bytes.
+    #[error("the value could not be encoded")]
+    Encode(#[source] CodecError),
+    /// The value was not stored anywhere: larger than every tier takes.
+    #[error("the value has {bytes} bytes, which is more than any tier takes")]
+    ValueTooLarge {
+        /// Its encoded size, or its weight in a cache of memory alone.
+        bytes: u64,
+    },
+    /// The authority could not be asked, and without it this cannot be done.
+    #[error("the ledger could not be asked")]
+    Authority(#[from] StoreError),
+    /// Somebody else is writing or loading this key, and did not finish in time.
+    #[error("the key is held by another writer; try again")]
+    Busy,
+    /// There is no tier of this name.
+    #[error("there is no tier named {0:?}")]
+    NoSuchTier(String),
+}
+
+/// Why a load failed.
+///
+/// `E` is the loader's own error. It is shared, because everybody who waited for the
+/// load gets it.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError<E> {
+    /// The loader failed.
+    #[error("the loader failed: {0}")]
+    Loader(Arc<E>),
+    /// Another call's loader failed, with an error of another type.
+    #[error("the loader of another call failed: {0}")]
+    OtherLoader(SharedError),
+    /// The loader panicked. What it said went to the panic hook, not in here: it may
+    /// hold secrets.
+    #[error("the loader panicked")]
+    Panicked,
+    /// The load was given up.
+    #[error("the load took longer than {0:?}")]
+    Deadline(Duration),
+    /// Another call loads this key as another type.
+    #[error("the key is being loaded as another type")]
+    OtherType,
+    /// The load was abandoned: its runtime is shutting down.
+    #[error("the load was abandoned")]
+    Abandoned,
+    /// The cache itself could not do it.
+    #[error(transparent)]
+    Cache(#[from] Error),
+}
+
+// Derived, it would ask for `E: Debug`, which `LoaderFailure` has already.
+impl<E: Debug> Debug for LoadError<E> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loader(error) => formatter.debug_tuple("Loader").field(error).finish(),
+            Self::OtherLoader(error) => formatter.debug_tuple("OtherLoader").field(error).finish(),
+            Self::Panicked => formatter.write_str("Panicked"),
+            Self::Deadline(limit) => formatter.debug_tuple("Deadline").field(limit).finish(),
+            Self::OtherType => formatter.write_str("OtherType"),
+            Self::Abandoned => formatter.write_str("Abandoned"),
+            Self::Cache(error) => formatter.debug_tuple("Cache").field(error).finish(),
+        }
+    }
+}
+
+impl<E> LoadError<E> {
+    /// The loader's own error, if that is what failed.
+    #[must_use]
+    pub fn loader(&self) -> Option<&E> {
+        match self {
+            Self::Loader(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A loader's error whose type another call does not know.
+pub type SharedError = Arc<dyn LoaderFailure>;
+
+/// What a loader may fail with: anything that can be shown and shared.
+///
+/// Implemented for every such type, `anyhow::Error` and `String` among them.
+pub trait LoaderFailure: Any + Debug + Display + Send + Sync {}
+
+impl<E: Any + Debug + Display + Send + Sync> LoaderFailure for E {}
+
+/// Why a cache could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// There is neither a memory tier nor another.
+    #[error("a cache needs a tier: call memory(…) or tier(…) on the builder")]
+    NoTier,
+    /// Two tiers, or two spaces of different values, have one name.
+    #[error("the name {0:?} is taken")]
+    NameTaken(String),
+    /// A name that cannot be used.
+    #[error("the name {name:?} cannot be used: {reason}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A setting that cannot be meant.
+    #[error("{0}")]
+    Setting(&'static str),
+    /// No runtime to spawn tasks on.
+    #[error(
+        "no Tokio runtime here: build the cache inside one, or give it another with runtime(…)"
+    )]
+    NoRuntime,
+    /// A directory cannot be used.
+    #[error("{path}: could not {doing}: {source}; {remedy}", path = path.display())]
+    Directory {
+        /// The directory or the database in it.
+        path: PathBuf,
+        /// What could not be done.
+        doing: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+        /// Why it could not.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The database belongs to another program.
+    #[error("{path} is the database of another program; choose another directory", path = path.display())]
+    Foreign {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The database was written by a newer version.
+    #[error("{path} has format {found}, which this version does not know; upgrade, or choose another directory", path = path.display())]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its format.
+        found: i32,
+    },
+    /// The SQLite that is linked can damage databases.
+    #[error("SQLite {found} can damage a database in write-ahead mode; 3.51.3 or newer is needed")]
+    OldSqlite {
+        /// The version that is linked.
+        found: &'static str,
+    },
+    /// A tier's ledger could not be read.
+    #[error("the ledger of tier {tier:?} could not be read")]
+    Ledger {
+        /// The tier.
+        tier: String,
+        /// Why not.
+        source: StoreError,
+    },
+}
+
+impl BuildError {
+    #[cfg(feature = "disk")]
+    pub(crate) fn directory(
+        path: &Path,
+        doing: &'static str,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
+        let source: Box<dyn StdError + Send + Sync> = Box::new(source);
+        Self::Directory { path: path.into(), doing, remedy: remedy(&*source), source }
+    }
+}
+
+/// What a person can do about a directory that cannot be used.
+#[cfg(feature = "disk")]
+fn remedy(error: &(dyn StdError + Send + Sync + 'static)) -> &'static str {
+    use rusqlite::ErrorCode as Code;
+    use std::io::ErrorKind as Kind;
+
+    let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let sqlite =
+        error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+    match (io, sqlite) {
+        (Some(Kind::PermissionDenied), _) | (_, Some(Code::PermissionDenied)) => {
+            "give this user the right to write there, or choose another directory"
+        }
+        (Some(Kind::ReadOnlyFilesystem), _) | (_, Some(Code::ReadOnly)) => {
+            "the place is read-only: choose another directory"
+        }
+        (Some(Kind::NotADirectory | Kind::AlreadyExists), _) => {
+            "a file is in the way: choose another directory"
+        }
+        (Some(Kind::StorageFull), _) | (_, Some(Code::DiskFull)) => "the disk is full: make room",
+        (_, Some(Code::DatabaseBusy | Code::DatabaseLocked)) => {
+            "another process holds it: wait until that is done, or choose another directory"
+        }
+        _ => "check that the path is right and can be written, or choose another directory",
+    }
+}

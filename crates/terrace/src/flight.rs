@@ -1,0 +1,306 @@
+//! The **flight**: one running load of a key, which all callers of that key share.
+//!
+//! "Why two loads?" is answered here. Nobody owns a flight but its own task: every
+//! caller, the first one too, only waits, and may be dropped at any time. A line of
+//! the ledger that names the key supersedes the flight: those who wait for it get
+//! its result, and whoever comes later boards the next one. At most two loads of a
+//! key run at once, because a third flight waits until the first has landed.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::entry::{AnyEntry, Source};
+use crate::error::SharedError;
+use crate::key::{KeyRef, MemoryKey};
+use crate::ledger::Stamp;
+use std::time::Duration;
+
+/// How a flight ended.
+pub(crate) type Outcome = Result<Landed, Crash>;
+
+/// What a flight brought.
+#[derive(Clone)]
+pub(crate) struct Landed {
+    pub(crate) entry: AnyEntry,
+    pub(crate) source: Source,
+    pub(crate) is_stale: bool,
+}
+
+/// Why a flight brought nothing.
+#[derive(Clone, Debug)]
+pub(crate) enum Crash {
+    Loader(SharedError),
+    Panicked,
+    Deadline(Duration),
+    Abandoned,
+}
+
+/// A load that is under way or over.
+#[derive(Default)]
+pub(crate) struct Flight {
+    ticket: OnceLock<Stamp>,
+    outcome: OnceLock<Outcome>,
+    landed: Notify,
+}
+
+impl Flight {
+    /// Waits until the flight has landed. May be dropped at any time.
+    pub(crate) async fn wait(&self) -> Outcome {
+        loop {
+            let landed = self.landed.notified();
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.clone();
+            }
+            landed.await;
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.outcome.get().is_some()
+    }
+}
+
+/// The flights that are under way.
+pub(crate) struct Flights {
+    shards: Box<[Mutex<HashTable<Slot>>]>,
+    hasher: RandomState,
+    airborne: AtomicUsize,
+    idle: Notify,
+}
+
+struct Slot {
+    key: MemoryKey,
+    current: Arc<Flight>,
+    /// A flight that was superseded and may not be over yet.
+    superseded: Option<Arc<Flight>>,
+}
+
+/// What [`Flights::join`] says to a caller.
+pub(crate) enum Joined {
+    /// Somebody loads already: wait for that flight.
+    Following(Arc<Flight>),
+    /// The caller has to start the flight.
+    Leading(Takeoff),
+}
+
+const SHARDS: usize = 64;
+
+impl Flights {
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            airborne: AtomicUsize::new(0),
+            idle: Notify::new(),
+        }
+    }
+
+    /// Boards the key's flight, or begins a new one if there is none, or if the one
+    /// there is `is_superseded` at its ticket.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        key: KeyRef<'_>,
+        is_superseded: impl Fn(Stamp) -> bool,
+    ) -> Joined {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).lock();
+        let same = |slot: &Slot| hashbrown::Equivalent::equivalent(&key, &slot.key);
+        let Some(slot) = shard.find_mut(hash, same) else {
+            let current = Arc::new(Flight::default());
+            let slot =
+                Slot { key: key.to_memory_key(), current: Arc::clone(&current), superseded: None };
+            shard.insert_unique(hash, slot, |slot| self.hasher.hash_one(&slot.key));
+            drop(shard);
+            return Joined::Leading(self.take_off(key, current, None));
+        };
+        // A flight without a ticket has read nothing yet: nothing can supersede it.
+        if !slot.current.ticket.get().is_some_and(|&ticket| is_superseded(ticket)) {
+            return Joined::Following(Arc::clone(&slot.current));
+        }
+        let current = Arc::new(Flight::default());
+        let before = std::mem::replace(&mut slot.current, Arc::clone(&current));
+        let oldest = slot.superseded.replace(before).filter(|flight| !flight.is_over());
+        drop(shard);
+        Joined::Leading(self.take_off(key, current, oldest))
+    }
+
+    /// How many flights are under way.
+    pub(crate) fn airborne(&self) -> usize {
+        self.airborne.load(Ordering::SeqCst)
+    }
+
+    /// Waits until no flight is under way.
+    pub(crate) async fn all_landed(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.airborne() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    fn take_off(
+        self: &Arc<Self>,
+        key: KeyRef<'_>,
+        flight: Arc<Flight>,
+        after: Option<Arc<Flight>>,
+    ) -> Takeoff {
+        self.airborne.fetch_add(1, Ordering::SeqCst);
+        Takeoff {
+            flights: Arc::clone(self),
+            key: key.to_memory_key(),
+            flight,
+            after,
+            is_over: false,
+        }
+    }
+
+    fn shard(&self, hash: u64) -> &Mutex<HashTable<Slot>> {
+        // There are as many shards as the mask has values.
+        let index = usize::try_from(hash >> 58).unwrap_or(0);
+        #[expect(clippy::indexing_slicing, reason = "six bits, sixty-four shards")]
+        &self.shards[index]
+    }
+}
+
+/// The duty to land a flight. Dropping it lands the flight as abandoned, so that
+/// nobody waits for ever, whatever becomes of the task.
+pub(crate) struct Takeoff {
+    flights: Arc<Flights>,
+    key: MemoryKey,
+    flight: Arc<Flight>,
+    after: Option<Arc<Flight>>,
+    is_over: bool,
+}
+
+impl Takeoff {
+    pub(crate) fn flight(&self) -> Arc<Flight> {
+        Arc::clone(&self.flight)
+    }
+
+    pub(crate) fn key(&self) -> KeyRef<'_> {
+        self.key.as_ref()
+    }
+
+    /// Waits until at most one older flight of this key is under way.
+    pub(crate) async fn wait_for_turn(&mut self) {
+        if let Some(oldest) = self.after.take() {
+            let _ = oldest.wait().await;
+        }
+    }
+
+    /// From here on the flight can be superseded.
+    pub(crate) fn depart(&self, ticket: Stamp) {
+        // Only this task sets it, once.
+        let _ = self.flight.ticket.set(ticket);
+    }
+
+    /// Hands the outcome to everybody who waits. The first call counts.
+    pub(crate) fn land(&mut self, outcome: Outcome) {
+        if self.is_over {
+            return;
+        }
+        self.is_over = true;
+        let _ = self.flight.outcome.set(outcome);
+        let hash = self.flights.hasher.hash_one(&self.key);
+        let mut shard = self.flights.shard(hash).lock();
+        if let Ok(mut slot) = shard.find_entry(hash, |slot| slot.key == self.key)
+            && Arc::ptr_eq(&slot.get().current, &self.flight)
+        {
+            // An older flight that is still under way keeps its place, so that the
+            // flights of this key stay counted.
+            match slot.get_mut().superseded.take().filter(|flight| !flight.is_over()) {
+                Some(older) => slot.get_mut().current = older,
+                None => drop(slot.remove()),
+            }
+        }
+        drop(shard);
+        self.flight.landed.notify_waiters();
+    }
+}
+
+impl Drop for Takeoff {
+    fn drop(&mut self) {
+        self.land(Err(Crash::Abandoned));
+        if self.flights.airborne.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.flights.idle.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: KeyRef<'static> = KeyRef { space: 1, bytes: b"key" };
+
+    fn stamp(number: u64) -> Stamp {
+        Stamp { incarnation: 0, number }
+    }
+
+    fn lead(flights: &Arc<Flights>, superseded: bool) -> Takeoff {
+        match flights.join(KEY, |_| superseded) {
+            Joined::Leading(takeoff) => takeoff,
+            Joined::Following(_) => panic!("there should be no flight to follow"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_flight_leaves_nobody_waiting() {
+        let flights = Arc::new(Flights::new());
+        let takeoff = lead(&flights, false);
+        let flight = takeoff.flight();
+        drop(takeoff);
+        assert!(matches!(flight.wait().await, Err(Crash::Abandoned)));
+        flights.all_landed().await;
+        assert_eq!(flights.airborne(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_third_flight_waits_for_the_first() {
+        let flights = Arc::new(Flights::new());
+        let mut first = lead(&flights, false);
+        first.depart(stamp(1));
+        let second = lead(&flights, true);
+        second.depart(stamp(2));
+        let mut third = lead(&flights, true);
+        let mut turn = Box::pin(third.wait_for_turn());
+        assert!(poll_once(&mut turn).await.is_none(), "two flights are under way");
+        first.land(Err(Crash::Panicked));
+        turn.await;
+        third.depart(stamp(3));
+        // The second is still under way and superseded: a fourth has to wait for it.
+        let mut fourth = lead(&flights, true);
+        let mut turn = Box::pin(fourth.wait_for_turn());
+        assert!(poll_once(&mut turn).await.is_none());
+        drop(second);
+        turn.await;
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_before_the_ticket_shares_the_flight() {
+        let flights = Arc::new(Flights::new());
+        let takeoff = lead(&flights, false);
+        assert!(matches!(flights.join(KEY, |_| true), Joined::Following(_)));
+        takeoff.depart(stamp(1));
+        assert!(matches!(flights.join(KEY, |_| false), Joined::Following(_)));
+        assert!(matches!(flights.join(KEY, |_| true), Joined::Leading(_)));
+    }
+
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|context| {
+            std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+                std::task::Poll::Ready(output) => Some(output),
+                std::task::Poll::Pending => None,
+            })
+        })
+        .await
+    }
+}

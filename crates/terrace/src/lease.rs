@@ -1,0 +1,110 @@
+//! The **lease**: the right to load or to write a key, alone among all processes
+//! that share the authority, for as long as its holder is alive.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::cache::Core;
+use crate::protocol::Leased;
+
+/// A lease lapses so long after its holder was last heard of.
+const LASTS: Duration = Duration::from_secs(5);
+
+/// How often a holder is heard of.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The first wait for a lease that somebody else holds; later ones are longer.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// A lease that is held, or a licence to do without one.
+pub(crate) struct Lease {
+    core: Arc<Core>,
+    name: Arc<str>,
+    /// `None`: the authority did not answer. Each process then loads for itself, and
+    /// stamps keep what it stores from doing harm.
+    token: Option<u64>,
+}
+
+impl Lease {
+    /// Asks once. `None`: somebody else holds it.
+    pub(crate) async fn ask(core: &Arc<Core>, name: &Arc<str>) -> Option<Self> {
+        let now = core.clock.wall();
+        let token = match core.authority.lease(name, now, now.saturating_add(LASTS)).await {
+            Ok(Leased::Granted(lease)) => Some(lease.token),
+            Ok(Leased::Held(_)) => return None,
+            Err(error) => {
+                tracing::debug!(%error, "no lease to be had: going on without");
+                None
+            }
+        };
+        Some(Self { core: Arc::clone(core), name: Arc::clone(name), token })
+    }
+
+    /// Does `work` and keeps the lease meanwhile.
+    pub(crate) async fn while_held<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let mut heartbeat = pin!(self.heartbeat());
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(output) = work.as_mut().poll(context) {
+                return Poll::Ready(output);
+            }
+            // It never ends by itself.
+            let _ = heartbeat.as_mut().poll(context);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Gives the lease back.
+    pub(crate) async fn release(self) {
+        if let Some(token) = self.token
+            && let Err(error) = self.core.authority.release(&self.name, token).await
+        {
+            tracing::debug!(%error, "a lease was not given back: it lapses by itself");
+        }
+    }
+
+    async fn heartbeat(&self) {
+        let mut token = self.token;
+        loop {
+            self.core.runtime.sleep(HEARTBEAT).await;
+            if let Some(held) = token {
+                let until = self.core.clock.wall().saturating_add(LASTS);
+                // A lease that was voided is not taken back: what is loaded is stale.
+                if let Ok(false) = self.core.authority.renew(&self.name, held, until).await {
+                    token = None;
+                }
+            }
+        }
+    }
+}
+
+/// Waits between two attempts at a lease: a little longer each time, never in step
+/// with others.
+pub(crate) struct Patience {
+    wait: Duration,
+    left: Duration,
+}
+
+impl Patience {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { wait: FIRST_WAIT, left: limit }
+    }
+
+    /// `false` once there is no patience left.
+    pub(crate) async fn wait(&mut self, core: &Core) -> bool {
+        if self.left.is_zero() {
+            return false;
+        }
+        let spread = Duration::from_micros(core.runtime.random() % 1000);
+        let wait = (self.wait + spread).min(self.left);
+        core.runtime.sleep(wait).await;
+        self.left = self.left.saturating_sub(wait);
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+        true
+    }
+}

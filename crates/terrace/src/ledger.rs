@@ -1,0 +1,172 @@
+//! The **ledger**: numbered lines of what was invalidated, and this process's mirror of it.
+//!
+//! "Why was it invalidated?" ends here: every removal, tag, clear and write is one
+//! [`Line`], kept by the [authority](crate::authority) and repeated in each process
+//! by its `Mirror`. The rules themselves stand in [`protocol`](crate::protocol).
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::protocol::{Limits, Marks, Snapshot, Standing};
+
+/// A position in the ledger, and what an entry remembers of it.
+///
+/// Numbers of different incarnations cannot be compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    /// A random number that a ledger draws when it is created.
+    pub incarnation: u64,
+    /// The number of a line; 0 before the first.
+    pub number: u64,
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}@{:016x}", self.number, self.incarnation)
+    }
+}
+
+/// What a line names. Texts are in the escaped form of [`key`](crate::key).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Name {
+    /// One key was invalidated.
+    Key(Arc<str>),
+    /// One key was written: what was there before is dead, what is written is not.
+    Set(Arc<str>),
+    /// Every key whose name begins like this.
+    Prefix(Arc<str>),
+    /// Every entry that carries this tag.
+    Tag(Arc<str>),
+    /// Every entry of a space.
+    Space(Arc<str>),
+    /// Every entry.
+    Everything,
+}
+
+/// A numbered line. Numbers of an incarnation follow each other without a gap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Line {
+    /// One more than the line before.
+    pub number: u64,
+    /// What it names.
+    pub name: Name,
+}
+
+/// The names under which an entry can be invalidated.
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    /// `tenant:space:key`
+    pub key: &'a str,
+    /// `tenant:space`
+    pub space: &'a str,
+    /// Each `tenant:tag`
+    pub tags: &'a [Arc<str>],
+}
+
+/// What this process knows of the ledger, cheap enough to ask on every read.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    marks: RwLock<Marks>,
+    // Copies of four numbers in `marks`, so that a hit need not take the lock.
+    incarnation: AtomicU64,
+    applied: AtomicU64,
+    broad: AtomicU64,
+    prefixed: AtomicU64,
+}
+
+impl Mirror {
+    pub(crate) fn joining(snapshot: &Snapshot) -> Self {
+        let mirror = Self {
+            marks: RwLock::new(Marks::joining(snapshot, Limits::default())),
+            incarnation: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            broad: AtomicU64::new(0),
+            prefixed: AtomicU64::new(0),
+        };
+        mirror.publish(&mirror.marks.read());
+        mirror
+    }
+
+    /// What was known is void: join the ledger anew.
+    pub(crate) fn rejoin(&self, snapshot: &Snapshot) {
+        let mut marks = self.marks.write();
+        *marks = Marks::joining(snapshot, Limits::default());
+        self.publish(&marks);
+    }
+
+    /// The stamp of a load that begins now.
+    pub(crate) fn ticket(&self) -> Stamp {
+        self.marks.read().position()
+    }
+
+    /// Whether an entry in memory still stands: on the usual day two loads and two
+    /// comparisons, because lines about keys take the entry out of memory themselves.
+    ///
+    /// The key's name is asked for only if a prefix was invalidated since the stamp.
+    pub(crate) fn standing(
+        &self,
+        stamp: Stamp,
+        space: &str,
+        tags: &[Arc<str>],
+        key: impl FnOnce() -> Arc<str>,
+    ) -> Standing {
+        let is_foreign = self.is_foreign(stamp);
+        if !is_foreign && stamp.number >= self.broad.load(Ordering::SeqCst) {
+            return Standing::Good;
+        }
+        // No key has an empty name, so that only the broader names are compared.
+        let no_prefix = stamp.number >= self.prefixed.load(Ordering::SeqCst);
+        let key = if no_prefix { Arc::from("") } else { key() };
+        self.standing_in_full(stamp, &Names { key: &key, space, tags })
+    }
+
+    /// Whether a stamp is of another incarnation than the ledger is now.
+    pub(crate) fn is_foreign(&self, stamp: Stamp) -> bool {
+        stamp.incarnation != self.incarnation.load(Ordering::SeqCst)
+    }
+
+    /// Whether an entry from below memory, or one that lines about keys cannot
+    /// reach by themselves, still stands.
+    pub(crate) fn standing_in_full(&self, stamp: Stamp, names: &Names<'_>) -> Standing {
+        self.marks.read().standing(stamp, names)
+    }
+
+    /// Whether a load with this ticket may store what it found.
+    pub(crate) fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
+        self.marks.read().permits(ticket, names)
+    }
+
+    /// Whether any line was applied since `ticket`: if not, nothing is superseded.
+    pub(crate) fn moved_since(&self, ticket: Stamp) -> bool {
+        ticket.number != self.applied.load(Ordering::SeqCst)
+            || ticket.incarnation != self.incarnation.load(Ordering::SeqCst)
+    }
+
+    /// Takes note of lines; `false` (and nothing noted) if they do not follow on
+    /// what is known.
+    pub(crate) fn apply(&self, lines: &[Line]) -> bool {
+        let mut marks = self.marks.write();
+        let known = marks.position().number;
+        let mut fresh = lines.iter().filter(|line| line.number > known).peekable();
+        if fresh.peek().is_some_and(|line| line.number != known + 1) {
+            return false;
+        }
+        for line in fresh {
+            marks.apply(line);
+        }
+        self.publish(&marks);
+        true
+    }
+
+    fn publish(&self, marks: &Marks) {
+        let position = marks.position();
+        self.prefixed.store(marks.prefixed(), Ordering::SeqCst);
+        self.broad.store(marks.broad(), Ordering::SeqCst);
+        self.incarnation.store(position.incarnation, Ordering::SeqCst);
+        self.applied.store(position.number, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,396 @@
+//! The **protocol**: the rules of the ledger as plain state and transitions.
+//!
+//! No task, no clock, no lock, no I/O. The authority in memory is [`Record`] under
+//! a lock, every process judges with [`Marks`], and `tests/it/model.rs` walks
+//! through every order in which two processes can take these steps, crashes
+//! included. What is true of them there is true of the cache.
+//!
+//! The rules:
+//!
+//! 1. Every invalidation and every write is a numbered line that names something.
+//! 2. An entry carries the number that its process had applied *before* its load
+//!    began: its stamp.
+//! 3. An entry is dead once a later line names its key, a prefix of its key, one of
+//!    its tags, its space, or everything.
+//! 4. A fill is refused by the same rule, with the stamp of its ticket, by the
+//!    memory of its process and by the authority, each in one step with storing.
+//! 5. What can no longer be known (a line trimmed away, a name forgotten, another
+//!    incarnation of the ledger) counts as named.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use crate::clock::WallTime;
+use crate::ledger::{Line, Name, Names, Stamp};
+
+/// What a process knows of the ledger: the number of the last line for each name.
+///
+/// Bounded: keys are kept for the last [`Limits::keys`] lines, which outlast any
+/// load; of the other names the oldest are forgotten beyond [`Limits::names`], and
+/// an entry older than a forgotten line is distrusted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Marks {
+    incarnation: u64,
+    applied: u64,
+    floor: u64,
+    key_floor: u64,
+    everything: u64,
+    broad: u64,
+    keys: BTreeMap<Arc<str>, u64>,
+    key_lines: VecDeque<(u64, Arc<str>)>,
+    tags: BTreeMap<Arc<str>, u64>,
+    spaces: BTreeMap<Arc<str>, u64>,
+    prefixes: BTreeMap<Arc<str>, u64>,
+    limits: Limits,
+}
+
+/// How much a process keeps of the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Lines about keys that are kept.
+    pub keys: usize,
+    /// Tags, prefixes and spaces that are kept, of each kind.
+    pub names: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { keys: 65_536, names: 65_536 }
+    }
+}
+
+/// What the ledger says about an entry of a certain stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// No line since the stamp names it.
+    Good,
+    /// A later line names it.
+    Named,
+    /// Lines that might name it are no longer known.
+    Unknown,
+}
+
+impl Marks {
+    /// Knowledge that begins at `position`: what was before is unknown.
+    #[must_use]
+    pub fn starting_at(position: Stamp, limits: Limits) -> Self {
+        Self {
+            incarnation: position.incarnation,
+            applied: position.number,
+            floor: position.number,
+            key_floor: position.number,
+            everything: 0,
+            broad: 0,
+            keys: BTreeMap::new(),
+            key_lines: VecDeque::new(),
+            tags: BTreeMap::new(),
+            spaces: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            limits,
+        }
+    }
+
+    /// Knowledge handed over by the authority when a process joins it.
+    #[must_use]
+    pub fn joining(snapshot: &Snapshot, limits: Limits) -> Self {
+        let start = Stamp { incarnation: snapshot.incarnation, number: snapshot.floor };
+        let mut marks = Self::starting_at(start, limits);
+        for line in &snapshot.names {
+            marks.apply(line);
+        }
+        marks.applied = snapshot.last;
+        // The authority itself drops values whose key a line names: entries need no
+        // marks of keys from before. A ticket from before cannot exist.
+        marks.key_floor = snapshot.last;
+        marks
+    }
+
+    /// The position up to which this process knows the ledger: the stamp of a load
+    /// that begins now.
+    #[must_use]
+    pub fn position(&self) -> Stamp {
+        Stamp { incarnation: self.incarnation, number: self.applied }
+    }
+
+    /// The last line that named something else than a single key.
+    #[must_use]
+    pub fn broad(&self) -> u64 {
+        self.broad.max(self.floor)
+    }
+
+    /// The last line that named a prefix.
+    #[must_use]
+    pub fn prefixed(&self) -> u64 {
+        self.prefixes.values().copied().fold(0, u64::max)
+    }
+
+    /// Takes note of `line`, which follows directly on what is known.
+    pub fn apply(&mut self, line: &Line) {
+        let number = line.number;
+        self.applied = self.applied.max(number);
+        match &line.name {
+            Name::Key(key) | Name::Set(key) => {
+                self.keys.insert(Arc::clone(key), number);
+                self.key_lines.push_back((number, Arc::clone(key)));
+                self.forget_keys();
+                return;
+            }
+            Name::Tag(tag) => {
+                self.tags.insert(Arc::clone(tag), number);
+            }
+            Name::Space(space) => {
+                self.spaces.insert(Arc::clone(space), number);
+            }
+            Name::Prefix(prefix) => {
+                self.prefixes.insert(Arc::clone(prefix), number);
+            }
+            Name::Everything => self.everything = number,
+        }
+        self.broad = self.broad.max(number);
+        for names in [&mut self.tags, &mut self.spaces, &mut self.prefixes] {
+            if names.len() > self.limits.names {
+                self.floor = self.floor.max(forget_oldest(names));
+            }
+        }
+    }
+
+    /// Whether an entry of `stamp` with these names still stands.
+    #[must_use]
+    pub fn standing(&self, stamp: Stamp, names: &Names<'_>) -> Standing {
+        if stamp.incarnation != self.incarnation {
+            return Standing::Unknown;
+        }
+        let last = self.last_broad(names).max(self.keys.get(names.key).copied().unwrap_or(0));
+        if last > stamp.number {
+            Standing::Named
+        } else if stamp.number < self.floor {
+            Standing::Unknown
+        } else {
+            Standing::Good
+        }
+    }
+
+    /// Whether a load that took `ticket` may store what it found.
+    ///
+    /// Stricter than [`Marks::standing`]: a ticket from before the oldest line about
+    /// a key that is still known is refused.
+    #[must_use]
+    pub fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
+        ticket.number >= self.key_floor && self.standing(ticket, names) == Standing::Good
+    }
+
+    fn last_broad(&self, names: &Names<'_>) -> u64 {
+        let space = self.spaces.get(names.space).copied().unwrap_or(0);
+        let tags = names.tags.iter().filter_map(|tag| self.tags.get(tag).copied());
+        let prefixes = self.prefixes.iter().filter(|(prefix, _)| names.key.starts_with(&***prefix));
+        tags.chain(prefixes.map(|(_, &number)| number)).fold(self.everything.max(space), u64::max)
+    }
+
+    fn forget_keys(&mut self) {
+        while self.key_lines.len() > self.limits.keys {
+            let Some((number, key)) = self.key_lines.pop_front() else { return };
+            self.key_floor = self.key_floor.max(number);
+            if self.keys.get(&key) == Some(&number) {
+                self.keys.remove(&key);
+            }
+        }
+    }
+}
+
+/// Removes the name with the lowest number and returns that number.
+fn forget_oldest(names: &mut BTreeMap<Arc<str>, u64>) -> u64 {
+    let oldest = names
+        .iter()
+        .min_by_key(|&(_, &number)| number)
+        .map(|(name, &number)| (Arc::clone(name), number));
+    oldest.map_or(0, |(name, number)| {
+        names.remove(&name);
+        number
+    })
+}
+
+/// The state of an authority: the ledger's newest lines and the leases.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Record {
+    marks: Marks,
+    lines: VecDeque<Line>,
+    leases: BTreeMap<Arc<str>, Lease>,
+    tokens: u64,
+    kept: usize,
+}
+
+/// The right to load a key, until a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// Tells this lease from every other one of the same authority.
+    pub token: u64,
+    /// When it lapses unless it is renewed.
+    pub until: WallTime,
+}
+
+/// The answer to a request for a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Leased {
+    /// The caller is the one that loads.
+    Granted(Lease),
+    /// Somebody else loads; the lease lapses then at the latest.
+    Held(WallTime),
+}
+
+/// What the ledger says to a process that knows it up to some position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// The lines since, in order, none missing.
+    Lines(Vec<Line>),
+    /// The chain is broken: trimmed, or another incarnation. Join anew.
+    Broken,
+}
+
+/// What a process that joins an authority has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The random number of this ledger.
+    pub incarnation: u64,
+    /// The number of the newest line.
+    pub last: u64,
+    /// Below this number, names were forgotten.
+    pub floor: u64,
+    /// The last line of each tag, prefix and space, and of everything, in order.
+    pub names: Vec<Line>,
+}
+
+impl Record {
+    /// An empty ledger of a random incarnation that keeps its newest `kept` lines.
+    #[must_use]
+    pub fn new(incarnation: u64, kept: usize, limits: Limits) -> Self {
+        let start = Stamp { incarnation, number: 0 };
+        Self {
+            marks: Marks::starting_at(start, limits),
+            lines: VecDeque::new(),
+            leases: BTreeMap::new(),
+            tokens: 0,
+            kept,
+        }
+    }
+
+    /// The position of the newest line.
+    #[must_use]
+    pub fn position(&self) -> Stamp {
+        self.marks.position()
+    }
+
+    /// Appends a line for each name; an invalidated key's lease is void.
+    pub fn append(&mut self, names: impl IntoIterator<Item = Name>) -> Stamp {
+        for name in names {
+            let line = Line { number: self.marks.applied + 1, name };
+            self.void_leases(&line.name);
+            self.marks.apply(&line);
+            self.lines.push_back(line);
+            if self.lines.len() > self.kept {
+                self.lines.pop_front();
+            }
+        }
+        self.position()
+    }
+
+    /// Appends `name` only if no line since `ticket` names the same key.
+    pub fn append_if_unnamed(
+        &mut self,
+        ticket: Stamp,
+        name: Name,
+        names: &Names<'_>,
+    ) -> Option<Stamp> {
+        self.marks.permits(ticket, names).then(|| self.append([name]))
+    }
+
+    /// The lines after `position`.
+    #[must_use]
+    pub fn follow(&self, position: Stamp) -> Follow {
+        let here = self.position();
+        let first_kept = here.number - self.lines.len() as u64 + 1;
+        if position.incarnation != here.incarnation
+            || position.number > here.number
+            || position.number + 1 < first_kept
+        {
+            return Follow::Broken;
+        }
+        Follow::Lines(
+            self.lines.iter().filter(|line| line.number > position.number).cloned().collect(),
+        )
+    }
+
+    /// What a process needs to know to join.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let marks = &self.marks;
+        let mut names: Vec<Line> = [
+            (&marks.tags, Name::Tag as fn(Arc<str>) -> Name),
+            (&marks.spaces, Name::Space),
+            (&marks.prefixes, Name::Prefix),
+        ]
+        .into_iter()
+        .flat_map(|(numbers, kind)| {
+            numbers.iter().map(move |(name, &number)| Line { number, name: kind(Arc::clone(name)) })
+        })
+        .collect();
+        if marks.everything > 0 {
+            names.push(Line { number: marks.everything, name: Name::Everything });
+        }
+        names.sort_by_key(|line| line.number);
+        Snapshot { incarnation: marks.incarnation, last: marks.applied, floor: marks.floor, names }
+    }
+
+    /// Grants the lease of `key` unless another one stands at `now`.
+    pub fn lease(&mut self, key: &Arc<str>, now: WallTime, until: WallTime) -> Leased {
+        if let Some(lease) = self.leases.get(key)
+            && lease.until > now
+        {
+            return Leased::Held(lease.until);
+        }
+        self.tokens += 1;
+        let lease = Lease { token: self.tokens, until };
+        self.leases.insert(Arc::clone(key), lease);
+        Leased::Granted(lease)
+    }
+
+    /// Prolongs a lease; `false` if it was voided or taken over.
+    pub fn renew(&mut self, key: &str, token: u64, until: WallTime) -> bool {
+        match self.leases.get_mut(key) {
+            Some(lease) if lease.token == token => {
+                lease.until = until;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives a lease back.
+    pub fn release(&mut self, key: &str, token: u64) {
+        if self.leases.get(key).is_some_and(|lease| lease.token == token) {
+            self.leases.remove(key);
+        }
+    }
+
+    /// Whether a fill with this ticket may be stored at the authority.
+    #[must_use]
+    pub fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
+        self.marks.permits(ticket, names)
+    }
+
+    /// Leases that stand, lapsed ones included.
+    #[must_use]
+    pub fn leases(&self) -> usize {
+        self.leases.len()
+    }
+
+    fn void_leases(&mut self, name: &Name) {
+        match name {
+            Name::Key(key) => {
+                self.leases.remove(key);
+            }
+            // A lease says who loads, not what is valid: fills are judged by their
+            // tickets, so that leases under other names may run out by themselves.
+            Name::Set(_) | Name::Tag(_) | Name::Space(_) | Name::Prefix(_) | Name::Everything => {}
+        }
+    }
+}

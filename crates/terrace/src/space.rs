@@ -1,0 +1,582 @@
+//! The **space**: a namespace with a key type, a value type and a policy.
+
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cache::{Core, Terrace};
+use crate::codec::{Codec, ValueCodec};
+use crate::entry::{Cached, Entry};
+use crate::error::{BuildError, Error, LoaderFailure};
+use crate::key::{
+    self, Key, KeyBuffer, KeyRef, LARGEST_KEY, MemoryKey, StoredKey, key_name, space_name,
+};
+use crate::ledger::Name;
+use crate::load::Load;
+use crate::policy::Policy;
+use crate::read::{self, Get, GetOrLoad, Wanted};
+use crate::schema::fingerprint;
+use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
+use crate::write::{self, Insert, Settled};
+
+/// A typed namespace of a cache. Cloning it is cheap.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use serde::{Deserialize, Serialize};
+/// use terrace::{Memory, Terrace};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Airport { name: String, elevation: i32 }
+///
+/// let terrace = Terrace::builder().memory(Memory::bytes(64 << 20)).build().await?;
+/// let airports = terrace
+///     .space::<str, Airport>("airport")
+///     .ttl(Duration::from_secs(3600))
+///     .build()?;
+///
+/// let zurich = airports
+///     .get_or_load("LSZH", |load| async move {
+///         // A query, a request, a computation: run once, however many callers wait.
+///         Ok::<_, std::io::Error>(Airport { name: format!("Airport {}", load.key), elevation: 1416 })
+///     })
+///     .tags(["country:CH"])
+///     .await?;
+/// assert_eq!(zurich.elevation, 1416);
+///
+/// let letters = airports.read("LSZH", |airport| airport.name.len());
+/// assert_eq!(letters, Some(12));
+///
+/// terrace.invalidate_tag("country:CH").await?;
+/// assert!(airports.get("LSZH").await?.is_none());
+/// # Ok(()) }
+/// ```
+pub struct Space<K: ?Sized, V> {
+    core: Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    key: PhantomData<fn(&K)>,
+}
+
+impl<K: ?Sized, V> Clone for Space<K, V> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core), codec: self.codec, key: PhantomData }
+    }
+}
+
+impl<K: ?Sized, V> fmt::Debug for Space<K, V> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Space").field("name", &self.core.title).finish_non_exhaustive()
+    }
+}
+
+impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
+    /// The value under `key`, if there is a fresh one.
+    ///
+    /// From memory it costs no allocation and no await; otherwise every tier is
+    /// asked in order, and what is found is copied to the tiers above it. A tier
+    /// that fails counts as a miss.
+    pub fn get<'a>(&'a self, key: &'a K) -> Get<'a, K, V> {
+        Get::new(&self.core, self.codec, key)
+    }
+
+    /// The value under `key`, or what `loader` makes of it.
+    ///
+    /// From memory it costs no allocation and no await. On a miss the tiers below
+    /// are asked, and if none has a fresh value the loader runs: once, in a task of
+    /// its own, for everybody who asks for the key meanwhile; dropping any of them
+    /// harms no other. What it brings is stored in every tier, unless the key, its
+    /// space or one of its tags was invalidated since the load began; those who
+    /// waited get it all the same, and whoever comes later has it loaded again.
+    ///
+    /// `loader` is called only on a miss, and may borrow; the future that it returns
+    /// may not. It is given up after the space's deadline.
+    ///
+    /// Fails with what the loader failed with, to all who waited; if the space allows
+    /// stale answers and has one, it answers with that instead.
+    pub fn get_or_load<'a, F, Fut, E>(&'a self, key: &'a K, loader: F) -> GetOrLoad<'a, K, V, F, E>
+    where
+        F: FnOnce(Load<K>) -> Fut,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: LoaderFailure,
+    {
+        GetOrLoad::new(&self.core, self.codec, key, loader)
+    }
+
+    /// What `read` makes of the fresh value in memory, if there is one.
+    ///
+    /// Looks at memory alone, awaits nothing, allocates nothing and counts no
+    /// reference, which is what lets many threads read one key. `read` runs under
+    /// the entry's lock: it must be short and must not use this cache.
+    pub fn read<R>(&self, key: &K, read: impl FnOnce(&V) -> R) -> Option<R> {
+        let mut buffer = KeyBuffer::default();
+        let key = self.core.checked_key(key, &mut buffer).ok()?;
+        read::with_memory(&self.core, key, read)
+    }
+
+    /// Stores `value` in every tier; await it.
+    pub fn insert<'a>(&'a self, key: &'a K, value: V) -> Insert<'a, K, V> {
+        Insert::new(&self.core, self.codec, key, value)
+    }
+
+    /// Stores `value` unless a fresh one is there; says whether it did.
+    ///
+    /// Of several that try at once, in this process or another that shares the
+    /// authority, one succeeds.
+    ///
+    /// # Errors
+    /// As for [`Space::insert`]; [`Error::Busy`] if somebody holds the key for too long.
+    pub async fn insert_if_absent(&self, key: &K, value: V) -> Result<bool, Error> {
+        write::insert_if_absent(self.insert(key, value)).await
+    }
+
+    /// Stores many values; one exchange with each tier.
+    ///
+    /// # Errors
+    /// As for [`Space::insert`]; then nothing is stored.
+    pub async fn insert_many<'a>(
+        &self,
+        entries: impl IntoIterator<Item = (&'a K, V)>,
+    ) -> Result<Settled, Error>
+    where
+        K: 'a,
+    {
+        let entries = entries.into_iter().collect();
+        write::insert_many(&self.core, self.codec, entries).await
+    }
+
+    /// The values under `keys`, in their order; one exchange with each tier.
+    ///
+    /// # Errors
+    /// A key is too long, or the cache is closed.
+    pub async fn get_many<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a K>,
+    ) -> Result<Vec<Option<Cached<V>>>, Error>
+    where
+        K: 'a,
+    {
+        read::get_many(&self.core, self.codec, keys).await
+    }
+
+    /// Removes `key` from every tier; says whether anything was there.
+    ///
+    /// The same as [`Space::invalidate`], with another answer.
+    ///
+    /// # Errors
+    /// The key is too long, or the cache is closed.
+    pub async fn remove(&self, key: &K) -> Result<bool, Error> {
+        let (gone, _) = write::remove(&self.core, [key]).await?;
+        Ok(gone == 1)
+    }
+
+    /// Removes many keys; returns how many were there.
+    ///
+    /// # Errors
+    /// As for [`Space::remove`].
+    pub async fn remove_many<'a>(&self, keys: impl IntoIterator<Item = &'a K>) -> Result<u64, Error>
+    where
+        K: 'a,
+    {
+        write::remove(&self.core, keys).await.map(|(gone, _)| gone)
+    }
+
+    /// Invalidates `key`: from when this returns, no read here that begins later
+    /// returns what was there before, and no load that is under way stores it.
+    ///
+    /// # Errors
+    /// The key is too long, or the cache is closed.
+    pub async fn invalidate(&self, key: &K) -> Result<Settled, Error> {
+        write::remove(&self.core, [key]).await.map(|(_, settled)| settled)
+    }
+
+    /// Whether a fresh value is under `key`. Loads and copies nothing.
+    ///
+    /// # Errors
+    /// The key is too long, or the cache is closed.
+    pub async fn exists(&self, key: &K) -> Result<bool, Error> {
+        Ok(self.exists_many([key]).await? == 1)
+    }
+
+    /// Under how many of `keys` there is a fresh value.
+    ///
+    /// # Errors
+    /// As for [`Space::exists`].
+    pub async fn exists_many<'a>(&self, keys: impl IntoIterator<Item = &'a K>) -> Result<u64, Error>
+    where
+        K: 'a,
+    {
+        let found = read::exist(&self.core, keys).await?;
+        Ok(found.into_iter().map(u64::from).sum())
+    }
+
+    /// Gives what is under `key` another lifetime, from now; says whether it was there.
+    ///
+    /// A read that is under way meanwhile may still copy the old lifetime upwards.
+    ///
+    /// # Errors
+    /// The key is too long, or the cache is closed.
+    pub async fn expire(&self, key: &K, ttl: Duration) -> Result<bool, Error> {
+        write::expire(&self.core, key, ttl).await
+    }
+
+    /// Removes everything in this space, from every tier and for every process that
+    /// shares the authority.
+    ///
+    /// # Errors
+    /// The cache is closed.
+    pub async fn clear(&self) -> Result<Settled, Error> {
+        write::clear_space(&self.core).await
+    }
+}
+
+/// A space that is being opened.
+///
+/// Finish with [`build`](SpaceBuilder::build) for types that serde knows, with
+/// [`build_raw`](SpaceBuilder::build_raw) for bytes, or with
+/// [`build_in_memory`](SpaceBuilder::build_in_memory) for anything else.
+#[must_use = "a space is opened by one of the build methods"]
+pub struct SpaceBuilder<K: ?Sized, V> {
+    core: Arc<Core>,
+    name: String,
+    policy: Policy,
+    codec: Codec,
+    schema: Option<u64>,
+    key: PhantomData<fn(&K) -> V>,
+}
+
+impl<K: ?Sized, V> fmt::Debug for SpaceBuilder<K, V> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SpaceBuilder")
+            .field("name", &self.name)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K: ?Sized, V> SpaceBuilder<K, V> {
+    pub(crate) fn new(terrace: &Terrace, name: &str) -> Self {
+        Self {
+            core: Arc::clone(&terrace.core),
+            name: name.into(),
+            policy: terrace.dynamic.policy.clone(),
+            codec: Codec::default(),
+            schema: None,
+            key: PhantomData,
+        }
+    }
+
+    /// How long entries are fresh: 5 minutes unless the cache or this says otherwise,
+    /// give or take the jitter.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.policy.ttl = Some(ttl);
+        self
+    }
+
+    /// Entries never expire.
+    pub fn forever(mut self) -> Self {
+        self.policy.ttl = None;
+        self
+    }
+
+    /// The share of the TTL by which lifetimes vary at random, 0 to 1: a tenth unless
+    /// set, so that what was stored together does not expire together.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.policy.jitter = share;
+        self
+    }
+
+    /// How long after its end an entry may still answer when the loader fails: not at
+    /// all unless set. What was invalidated never answers.
+    pub fn stale_for(mut self, time: Duration) -> Self {
+        self.policy.stale_for = time;
+        self
+    }
+
+    /// How long a load may take: 30 s unless set.
+    pub fn load_deadline(mut self, time: Duration) -> Self {
+        self.policy.load_deadline = time;
+        self
+    }
+
+    /// How values are encoded below memory; a tier may say otherwise for itself.
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// A number that stands for the value's type, in place of the fingerprint that is
+    /// taken of it: for types whose encoding changes while their fields do not, or
+    /// for two builds that are to share what their fingerprints keep apart.
+    pub fn schema(mut self, number: u64) -> Self {
+        self.schema = Some(number);
+        self
+    }
+}
+
+impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
+    /// Opens a space of values that serde knows.
+    ///
+    /// # Errors
+    /// The name is empty, or a setting cannot be meant.
+    pub fn build(self) -> Result<Space<K, V>, BuildError>
+    where
+        V: Serialize + DeserializeOwned,
+    {
+        if self.codec == Codec::Raw {
+            return Err(BuildError::Setting("the raw codec is for bytes: use build_raw"));
+        }
+        let codec = ValueCodec::serde(self.codec);
+        self.open(Some(codec), fingerprint::<V>())
+    }
+
+    /// Opens a space of bytes, which are stored as they are.
+    ///
+    /// # Errors
+    /// As for [`SpaceBuilder::build`].
+    pub fn build_raw(self) -> Result<Space<K, V>, BuildError>
+    where
+        V: AsRef<[u8]> + From<Bytes>,
+    {
+        self.open(Some(ValueCodec::raw()), RAW_SCHEMA)
+    }
+
+    /// Opens a space whose values never leave memory, of any type.
+    ///
+    /// They count as what the type takes by itself, without what it points to.
+    ///
+    /// # Errors
+    /// As for [`SpaceBuilder::build`].
+    pub fn build_in_memory(self) -> Result<Space<K, V>, BuildError> {
+        self.open(None, IN_MEMORY_SCHEMA)
+    }
+
+    fn open(self, codec: Option<ValueCodec<V>>, schema: u64) -> Result<Space<K, V>, BuildError> {
+        if self.name.is_empty() {
+            let reason = "the empty name is that of dynamic keys";
+            return Err(BuildError::BadName { name: self.name, reason });
+        }
+        if !(0.0..=1.0).contains(&self.policy.jitter) {
+            return Err(BuildError::Setting("jitter is a share between 0 and 1"));
+        }
+        let identity = Identity {
+            tenant: String::new(),
+            space: self.name,
+            schema: self.schema.unwrap_or(schema) ^ xxhash_rust::xxh3::xxh3_64(K::KIND.as_bytes()),
+            value: TypeId::of::<V>(),
+        };
+        let core = self.core.spaces.open(&self.core, identity, self.policy, self.codec);
+        Ok(Space { core, codec, key: PhantomData })
+    }
+}
+
+/// The schemas of spaces whose values have none.
+const RAW_SCHEMA: u64 = 1;
+const IN_MEMORY_SCHEMA: u64 = 2;
+
+/// A space without its types: what reads and writes work with.
+pub(crate) struct SpaceCore {
+    pub(crate) core: Arc<Core>,
+    /// Tells spaces apart in memory.
+    pub(crate) number: u32,
+    /// As the caller named it.
+    pub(crate) title: Arc<str>,
+    /// As the ledger names it.
+    pub(crate) name: Arc<str>,
+    /// What stored keys begin with.
+    prefix: Box<str>,
+    pub(crate) policy: Policy,
+    pub(crate) codec: Codec,
+    pub(crate) counters: Arc<SpaceCounters>,
+}
+
+impl SpaceCore {
+    /// The key's bytes, if it can be used and the cache is open.
+    pub(crate) fn checked_key<'a, K: Key + ?Sized>(
+        &self,
+        key: &'a K,
+        buffer: &'a mut KeyBuffer,
+    ) -> Result<KeyRef<'a>, Error> {
+        self.core.check_open()?;
+        let bytes = key.encode(buffer);
+        if bytes.len() > LARGEST_KEY {
+            return Err(Error::KeyTooLong { bytes: bytes.len() });
+        }
+        Ok(KeyRef { space: self.number, bytes })
+    }
+
+    /// The key's name in the ledger, if it can be used and the cache is open.
+    pub(crate) fn checked_name(&self, bytes: &[u8]) -> Result<Arc<str>, Error> {
+        self.checked_key(bytes, &mut KeyBuffer::default())?;
+        Ok(self.name_of(bytes))
+    }
+
+    pub(crate) fn name_of(&self, bytes: &[u8]) -> Arc<str> {
+        key_name(&self.name, bytes)
+    }
+
+    pub(crate) fn wanted(&self, bytes: &[u8]) -> Wanted {
+        Wanted {
+            bytes: bytes.into(),
+            name: self.name_of(bytes),
+            stored: StoredKey::from_prefix(&self.prefix, bytes),
+            is_hashed: key::is_hashed(bytes),
+        }
+    }
+
+    /// The counters of memory, if there is a memory tier.
+    pub(crate) fn memory_counters(&self) -> Option<&TrafficCounters> {
+        self.core.memory.as_ref().and(self.counters.tiers.first())
+    }
+
+    /// What an entry weighs in memory whose value takes `size` bytes encoded.
+    pub(crate) fn weight_of<V>(&self, size: usize) -> u64 {
+        (size_of::<Entry<V>>() + size) as u64
+    }
+}
+
+impl SpaceCounters {
+    /// The counters of the tiers below memory.
+    pub(crate) fn below_memory(&self) -> &[TrafficCounters] {
+        self.tiers.get(1..).unwrap_or_default()
+    }
+}
+
+/// What makes two openings of a space the same space.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) tenant: String,
+    pub(crate) space: String,
+    pub(crate) schema: u64,
+    pub(crate) value: TypeId,
+}
+
+/// The spaces that were opened.
+pub(crate) struct Spaces {
+    known: RwLock<Known>,
+    unnamed: Arc<SpaceCounters>,
+    tiers: usize,
+}
+
+#[derive(Default)]
+struct Known {
+    in_order: Vec<Registered>,
+    by_identity: HashMap<Identity, usize>,
+    by_name: HashMap<Arc<str>, Vec<usize>>,
+}
+
+/// What stays of a space when its handles are gone.
+#[derive(Clone)]
+pub(crate) struct Registered {
+    title: Arc<str>,
+    prefix: Box<str>,
+    pub(crate) counters: Arc<SpaceCounters>,
+}
+
+impl Spaces {
+    /// No spaces yet, over `tiers` tiers, memory included.
+    pub(crate) fn new(tiers: usize) -> Self {
+        Self { known: RwLock::default(), unnamed: Arc::new(SpaceCounters::new(tiers)), tiers }
+    }
+
+    /// The space of this identity: its number and counters are the same each time,
+    /// its policy is that of this opening.
+    pub(crate) fn open(
+        &self,
+        core: &Arc<Core>,
+        identity: Identity,
+        policy: Policy,
+        codec: Codec,
+    ) -> Arc<SpaceCore> {
+        let name = space_name(&identity.tenant, &identity.space);
+        let prefix = key::stored_prefix(&identity.tenant, &identity.space, identity.schema);
+        let title: Arc<str> = identity.space.as_str().into();
+        let mut known = self.known.write();
+        let next = known.in_order.len();
+        let index = *known.by_identity.entry(identity).or_insert(next);
+        if index == next {
+            known.in_order.push(Registered {
+                title: Arc::clone(&title),
+                prefix: prefix.as_str().into(),
+                counters: Arc::new(SpaceCounters::new(self.tiers)),
+            });
+            known.by_name.entry(Arc::clone(&name)).or_default().push(index);
+        }
+        let counters = known.in_order.get(index).map_or(&self.unnamed, |space| &space.counters);
+        Arc::new(SpaceCore {
+            core: Arc::clone(core),
+            // Nobody opens four billion spaces.
+            number: u32::try_from(index).unwrap_or(u32::MAX),
+            title,
+            name,
+            prefix: prefix.into(),
+            policy,
+            codec,
+            counters: Arc::clone(counters),
+        })
+    }
+
+    /// Counters of what belongs to no space.
+    pub(crate) fn unnamed(&self) -> &SpaceCounters {
+        &self.unnamed
+    }
+
+    pub(crate) fn all(&self) -> Vec<Registered> {
+        self.known.read().in_order.clone()
+    }
+
+    /// The numbers under which memory holds a space of this name, one for each type.
+    pub(crate) fn numbers(&self, name: &str) -> Vec<u32> {
+        let known = self.known.read();
+        let indices = known.by_name.get(name).into_iter().flatten();
+        indices.filter_map(|&index| u32::try_from(index).ok()).collect()
+    }
+
+    /// The keys under which memory holds `bytes` of a space of this name.
+    pub(crate) fn keys_in(&self, name: &str, bytes: &[u8]) -> Vec<MemoryKey> {
+        let numbers = self.numbers(name).into_iter();
+        numbers.map(|space| MemoryKey { space, bytes: bytes.into() }).collect()
+    }
+
+    /// The keys under which stores hold what `name` says of a key.
+    pub(crate) fn stored_keys(&self, name: &Name) -> Vec<StoredKey> {
+        let (Name::Key(name) | Name::Set(name)) = name else { return Vec::new() };
+        let Some((space, _)) = key::split_key_name(name) else { return Vec::new() };
+        let Some(key) = name.strip_prefix(space).and_then(|rest| rest.strip_prefix(':')) else {
+            return Vec::new();
+        };
+        let known = self.known.read();
+        let indices = known.by_name.get(space).into_iter().flatten();
+        indices
+            .filter_map(|&index| known.in_order.get(index))
+            .filter_map(|space| StoredKey::parse(&format!("{}{key}", space.prefix)))
+            .collect()
+    }
+}
+
+impl Registered {
+    /// What happened here; the first `skip` counters belong to no tier.
+    pub(crate) fn stats(&self, tiers: &[Arc<str>], skip: usize) -> SpaceStats {
+        let counters = &self.counters;
+        let traffic = counters.tiers.iter().skip(skip).map(TrafficCounters::snapshot);
+        SpaceStats {
+            name: Arc::clone(&self.title),
+            tiers: tiers.iter().cloned().zip(traffic).collect::<Vec<(Arc<str>, Traffic)>>(),
+            loads: counters.loads.load(Ordering::Relaxed),
+            load_errors: counters.load_errors.load(Ordering::Relaxed),
+            loads_shared: counters.loads_shared.load(Ordering::Relaxed),
+            superseded: counters.superseded.load(Ordering::Relaxed),
+            load_time: counters.load_time.snapshot(),
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The **statistics**: what happened, by tier and by space.
+//!
+//! Counting a hit costs one add on a line of the thread's own; times are measured
+//! on every operation below memory and on one of 64 in memory.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::clock::nanos;
+
+/// What happened in a cache since it was built.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Each tier, memory first.
+    pub tiers: Vec<TierStats>,
+    /// Each space that was opened, in that order.
+    pub spaces: Vec<SpaceStats>,
+}
+
+/// What happened in one tier.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TierStats {
+    /// The tier's name; `memory` for memory.
+    pub name: Arc<str>,
+    /// What was asked and answered.
+    pub traffic: Traffic,
+    /// Entries that are stored now.
+    pub entries: u64,
+    /// Bytes that they take now.
+    pub bytes: u64,
+    /// The most that they ever took, as far as it was looked at.
+    pub largest_bytes: u64,
+    /// Entries that had to leave to make room.
+    pub evicted: u64,
+}
+
+/// What happened in one space.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SpaceStats {
+    /// The space's name; empty for dynamic keys.
+    pub name: Arc<str>,
+    /// What happened in each tier, memory first.
+    pub tiers: Vec<(Arc<str>, Traffic)>,
+    /// Loads that began.
+    pub loads: u64,
+    /// Loads that failed.
+    pub load_errors: u64,
+    /// Callers who waited for somebody else's load instead of loading.
+    pub loads_shared: u64,
+    /// Loads whose value was not stored because something was invalidated meanwhile.
+    pub superseded: u64,
+    /// How long loads took.
+    pub load_time: Times,
+}
+
+/// What was asked of a tier, and what it answered.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Fresh answers.
+    pub hits: u64,
+    /// Keys that were asked for and not there, or not fit to serve.
+    pub misses: u64,
+    /// Entries written.
+    pub writes: u64,
+    /// Entries removed.
+    pub removed: u64,
+    /// Operations that failed or took too long; each counts as a miss too.
+    pub errors: u64,
+    /// Frames that could not be read; each counts as a miss too.
+    pub unreadable: u64,
+    /// Writes that were refused: too large, or superseded.
+    pub refused: u64,
+    /// Bytes of values before they were compressed, of those that were written.
+    pub raw_bytes: u64,
+    /// Bytes of them after.
+    pub packed_bytes: u64,
+    /// How long reads took.
+    pub read_time: Times,
+}
+
+impl Traffic {
+    /// Hits as a share of reads, 0 to 1; 0 if nothing was read.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a rate is no more precise than this")]
+    pub fn hit_rate(&self) -> f64 {
+        let reads = self.hits + self.misses;
+        if reads == 0 { 0.0 } else { self.hits as f64 / reads as f64 }
+    }
+}
+
+/// A distribution of times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Times {
+    /// How many were measured.
+    pub count: u64,
+    /// Their mean.
+    pub mean: Duration,
+    /// Half were no longer than this.
+    pub p50: Duration,
+    /// 95 of 100 were no longer than this.
+    pub p95: Duration,
+    /// 99 of 100 were no longer than this.
+    pub p99: Duration,
+}
+
+/// The counters behind [`Traffic`].
+#[derive(Debug, Default)]
+pub(crate) struct TrafficCounters {
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) writes: AtomicU64,
+    pub(crate) removed: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) unreadable: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) raw_bytes: AtomicU64,
+    pub(crate) packed_bytes: AtomicU64,
+    pub(crate) read_time: TimeCounters,
+}
+
+impl TrafficCounters {
+    pub(crate) fn snapshot(&self) -> Traffic {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Traffic {
+            hits: self.hits.sum(),
+            misses: self.misses.sum(),
+            writes: read(&self.writes),
+            removed: read(&self.removed),
+            errors: read(&self.errors),
+            unreadable: read(&self.unreadable),
+            refused: read(&self.refused),
+            raw_bytes: read(&self.raw_bytes),
+            packed_bytes: read(&self.packed_bytes),
+            read_time: self.read_time.snapshot(),
+        }
+    }
+
+    /// Adds what `other` counted: a tier is the sum of its spaces.
+    pub(crate) fn add_to(&self, sum: &mut TrafficSum) {
+        let mine = self.snapshot();
+        let total = &mut sum.traffic;
+        total.hits += mine.hits;
+        total.misses += mine.misses;
+        total.writes += mine.writes;
+        total.removed += mine.removed;
+        total.errors += mine.errors;
+        total.unreadable += mine.unreadable;
+        total.refused += mine.refused;
+        total.raw_bytes += mine.raw_bytes;
+        total.packed_bytes += mine.packed_bytes;
+        self.read_time.add_to(&mut sum.times);
+        total.read_time = sum.times.summary();
+    }
+}
+
+/// The traffic of several spaces in one tier.
+#[derive(Debug, Default)]
+pub(crate) struct TrafficSum {
+    pub(crate) traffic: Traffic,
+    times: Buckets,
+}
+
+/// The counters of one space.
+#[derive(Debug)]
+pub(crate) struct SpaceCounters {
+    /// Memory first, then the tiers below it.
+    pub(crate) tiers: Box<[TrafficCounters]>,
+    pub(crate) loads: AtomicU64,
+    pub(crate) load_errors: AtomicU64,
+    pub(crate) loads_shared: AtomicU64,
+    pub(crate) superseded: AtomicU64,
+    pub(crate) load_time: TimeCounters,
+}
+
+impl SpaceCounters {
+    pub(crate) fn new(tiers: usize) -> Self {
+        Self {
+            tiers: (0..tiers).map(|_| TrafficCounters::default()).collect(),
+            loads: AtomicU64::new(0),
+            load_errors: AtomicU64::new(0),
+            loads_shared: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
+            load_time: TimeCounters::default(),
+        }
+    }
+}
+
+pub(crate) fn bump(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Stripes of a counter; threads beyond that share one.
+const STRIPES: usize = 8;
+
+/// A counter that threads on a hit do not fight for.
+#[derive(Debug, Default)]
+pub(crate) struct Counter {
+    stripes: [Stripe; STRIPES],
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Stripe(AtomicU64);
+
+impl Counter {
+    pub(crate) fn bump(&self) {
+        if let Some(stripe) = self.stripes.get(own_stripe()) {
+            bump(&stripe.0);
+        }
+    }
+
+    fn sum(&self) -> u64 {
+        self.stripes.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+fn own_stripe() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
+    }
+    OWN.try_with(|own| *own).unwrap_or(0)
+}
+
+/// Whether this operation of the thread is the one of 64 that is timed.
+pub(crate) fn is_sampled() -> bool {
+    thread_local! {
+        static COUNT: Cell<u8> = const { Cell::new(0) };
+    }
+    COUNT
+        .try_with(|count| {
+            count.set(count.get().wrapping_add(1));
+            count.get().is_multiple_of(64)
+        })
+        .unwrap_or(false)
+}
+
+/// Buckets of a histogram: four to each power of two nanoseconds, so that a
+/// percentile is right within a fifth, up to about 18 minutes.
+const BUCKETS: usize = 160;
+
+/// A histogram of times that any thread may add to.
+#[derive(Debug)]
+pub(crate) struct TimeCounters {
+    buckets: [AtomicU64; BUCKETS],
+    total_nanos: AtomicU64,
+}
+
+impl Default for TimeCounters {
+    fn default() -> Self {
+        Self { buckets: [const { AtomicU64::new(0) }; BUCKETS], total_nanos: AtomicU64::new(0) }
+    }
+}
+
+impl TimeCounters {
+    pub(crate) fn add(&self, time: Duration) {
+        let nanos = nanos(time);
+        if let Some(bucket) = self.buckets.get(bucket_of(nanos)) {
+            bump(bucket);
+        }
+        self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self) -> Times {
+        let mut sum = Buckets::default();
+        self.add_to(&mut sum);
+        sum.summary()
+    }
+
+    fn add_to(&self, sum: &mut Buckets) {
+        for (sum, bucket) in sum.counts.iter_mut().zip(&self.buckets) {
+            *sum += bucket.load(Ordering::Relaxed);
+        }
+        sum.total_nanos += self.total_nanos.load(Ordering::Relaxed);
+    }
+}
+
+/// A histogram at rest.
+#[derive(Debug)]
+struct Buckets {
+    counts: [u64; BUCKETS],
+    total_nanos: u64,
+}
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self { counts: [0; BUCKETS], total_nanos: 0 }
+    }
+}
+
+impl Buckets {
+    fn summary(&self) -> Times {
+        let count: u64 = self.counts.iter().sum();
+        if count == 0 {
+            return Times::default();
+        }
+        Times {
+            count,
+            mean: Duration::from_nanos(self.total_nanos / count),
+            p50: self.percentile(count.div_ceil(2)),
+            p95: self.percentile((count * 95).div_ceil(100)),
+            p99: self.percentile((count * 99).div_ceil(100)),
+        }
+    }
+
+    /// The upper end of the bucket that holds the `rank`-th time.
+    fn percentile(&self, rank: u64) -> Duration {
+        let mut seen = 0;
+        let bucket = self.counts.iter().position(|count| {
+            seen += count;
+            seen >= rank
+        });
+        Duration::from_nanos(upper_end(bucket.unwrap_or(BUCKETS - 1)))
+    }
+}
+
+fn bucket_of(nanos: u64) -> usize {
+    let nanos = nanos.max(4);
+    let power = nanos.ilog2();
+    let quarter = (nanos >> (power - 2)) & 3;
+    let bucket = u64::from(power - 2) * 4 + quarter;
+    usize::try_from(bucket).unwrap_or(BUCKETS).min(BUCKETS - 1)
+}
+
+fn upper_end(bucket: usize) -> u64 {
+    let (power, quarter) = (bucket / 4, bucket as u64 % 4);
+    ((quarter + 5) << power) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_lies_in_the_bucket_that_counts_it() {
+        for nanos in (4..10_000).chain((2..40).map(|power| 1 << power)) {
+            let bucket = bucket_of(nanos);
+            assert!(nanos <= upper_end(bucket), "{nanos} above the end of bucket {bucket}");
+            assert!(bucket == 0 || nanos > upper_end(bucket - 1), "{nanos} below bucket {bucket}");
+        }
+    }
+
+    #[test]
+    fn percentiles_are_right_within_a_fifth() {
+        let times = TimeCounters::default();
+        for micros in 1..=1000 {
+            times.add(Duration::from_micros(micros));
+        }
+        let times = times.snapshot();
+        let close = |time: Duration, micros: f64| {
+            let ratio = time.as_secs_f64() * 1e6 / micros;
+            assert!((1.0..1.26).contains(&ratio), "{time:?} is not about {micros} us");
+        };
+        assert_eq!(times.count, 1000);
+        close(times.p50, 500.0);
+        close(times.p95, 950.0);
+        close(times.p99, 990.0);
+        assert_eq!(times.mean, Duration::from_nanos(500_500));
+    }
+
+    #[test]
+    fn counters_add_up_over_threads() {
+        let counter = Counter::default();
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| (0..1000).for_each(|_| counter.bump()));
+            }
+        });
+        assert_eq!(counter.sum(), 20_000);
+    }
+}

@@ -1,0 +1,206 @@
+//! A **connection** to the database: how it is opened, set up, and refused.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::DATABASE;
+use crate::error::BuildError;
+
+/// Marks the file as ours: "TRRC".
+const APPLICATION: i32 = 0x5452_5243;
+
+/// The version of the tables below.
+const TABLES: i32 = 1;
+
+/// The first SQLite without the write-ahead reset bug.
+const OLDEST_SQLITE: i32 = 3_051_003;
+
+/// How long a connection waits for another process that writes.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// The version of the SQLite that is compiled in, such as `3.51.3`.
+#[must_use]
+pub fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
+
+/// Makes the directory and an empty database file, both for their owner alone.
+pub(super) fn prepare(directory: &Path) -> Result<PathBuf, BuildError> {
+    let path = directory.join(DATABASE);
+    create_directory(directory)
+        .map_err(|error| BuildError::directory(directory, "create or enter it", error))?;
+    create_file(&path)
+        .map_err(|error| BuildError::directory(&path, "open it for writing", error))?;
+    Ok(path)
+}
+
+/// The writer's connection; creates the tables if the database is new.
+///
+/// A database that SQLite calls damaged is set aside and a new one begun: a cache
+/// may lose what it holds, and must not fail to start for it.
+pub(super) fn open_database(path: &Path) -> Result<Connection, BuildError> {
+    if rusqlite::version_number() < OLDEST_SQLITE {
+        return Err(BuildError::OldSqlite { found: rusqlite::version() });
+    }
+    match open_tables(path) {
+        Err(error) if is_damage(&error) => {
+            let aside = set_aside(path).map_err(|error| {
+                BuildError::directory(path, "set the damaged database aside", error)
+            })?;
+            tracing::warn!(database = %path.display(), set_aside = %aside.display(), %error,
+                "the cache's database is damaged: it was set aside and an empty one begun");
+            create_file(path)
+                .map_err(|error| BuildError::directory(path, "open it for writing", error))?;
+            open_tables(path)
+        }
+        other => other,
+    }
+    .map_err(|error| match error {
+        OpenError::Sqlite(error) => BuildError::directory(path, "open the database", error),
+        OpenError::Foreign => BuildError::Foreign { path: path.into() },
+        OpenError::Newer(found) => BuildError::Newer { path: path.into(), found },
+    })
+}
+
+/// A connection that only reads.
+pub(super) fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = connect(path)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+enum OpenError {
+    Sqlite(rusqlite::Error),
+    Foreign,
+    Newer(i32),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sqlite(error) => error.fmt(formatter),
+            Self::Foreign => formatter.write_str("foreign"),
+            Self::Newer(version) => write!(formatter, "version {version}"),
+        }
+    }
+}
+
+fn is_damage(error: &OpenError) -> bool {
+    matches!(error, OpenError::Sqlite(error)
+        if matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)))
+}
+
+fn open_tables(path: &Path) -> Result<Connection, OpenError> {
+    let mut connection = connect(path)?;
+    let number = |connection: &Connection, name: &str| -> rusqlite::Result<i32> {
+        connection.pragma_query_value(None, name, |row| row.get(0))
+    };
+    let is_new = number(&connection, "page_count")? == 0;
+    if !is_new && number(&connection, "application_id")? != APPLICATION {
+        // Two processes may open a new file at once: the other one's tables are ours.
+        return Err(OpenError::Foreign);
+    }
+    if number(&connection, "user_version")? > TABLES {
+        return Err(OpenError::Newer(number(&connection, "user_version")?));
+    }
+    if is_new {
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", TABLES)?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.commit()?;
+    Ok(connection)
+}
+
+/// docs/format.md explains each table.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS entry (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, name INTEGER NOT NULL,
+    expires INTEGER NOT NULL, frame BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS entry_name ON entry (name);
+CREATE INDEX IF NOT EXISTS entry_expires ON entry (expires);
+CREATE TABLE IF NOT EXISTS usage (entries INTEGER NOT NULL, bytes INTEGER NOT NULL);
+INSERT INTO usage SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM usage);
+CREATE TABLE IF NOT EXISTS ledger (
+    number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, name TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS ledger_name ON ledger (name);
+CREATE TABLE IF NOT EXISTS mark (
+    kind INTEGER NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origin (incarnation INTEGER NOT NULL, floor INTEGER NOT NULL);
+INSERT INTO origin SELECT random(), 0 WHERE NOT EXISTS (SELECT 1 FROM origin);
+CREATE TABLE IF NOT EXISTS lease (
+    name TEXT PRIMARY KEY, token INTEGER NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counter (
+    name TEXT PRIMARY KEY, value INTEGER NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    // No URI, no symbolic link at the end of the path, and never a new file: the
+    // file exists already, with the permissions that it must have.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.pragma_update(None, "mmap_size", 0)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Renames the database; keeps the two newest that were set aside.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let numbered = |number: u32| path.with_extension(format!("db.damaged-{number}"));
+    for journal in ["db-wal", "db-shm"] {
+        match fs::remove_file(path.with_extension(journal)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    if numbered(1).exists() {
+        fs::rename(numbered(1), numbered(2))?;
+    }
+    fs::rename(path, numbered(1))?;
+    Ok(numbered(1))
+}
+
+#[cfg(unix)]
+fn create_directory(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+#[cfg(not(unix))]
+fn create_directory(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)
+}
+
+/// SQLite gives its journals the permissions of the database.
+fn create_file(path: &Path) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}

@@ -1,0 +1,700 @@
+//! A **write**: the line first, then the value, in every tier, with one stamp.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::cache::{Core, Ticket};
+use crate::codec::{Codec, ValueCodec};
+use crate::entry::{AnyEntry, Entry, Meta, Times};
+use crate::error::Error;
+use crate::frame::{self, Header};
+use crate::freshness::{Life, Written};
+use crate::key::{Key, KeyBuffer, KeyRef, all_schemas_prefix, tag_name};
+use crate::lease::{Lease, Patience};
+use crate::ledger::{Name, Names, Stamp};
+use crate::load::count_superseded;
+use crate::policy::Ttl;
+use crate::read::{self, Wanted};
+use crate::runtime::BoxFuture;
+use crate::space::SpaceCore;
+use crate::stats::bump;
+use crate::store::{Put, Stored};
+use crate::tier::OpenTier;
+use terrace_memory::{Attributes, Replace, Tick};
+
+/// Whether what was written or invalidated holds everywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Settled {
+    /// It does.
+    Settled,
+    /// These tiers could not be told yet. Until they are, this process does not read
+    /// from them what was named; it keeps trying.
+    Pending(Vec<Arc<str>>),
+}
+
+impl Settled {
+    /// Whether it holds everywhere.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        *self == Self::Settled
+    }
+}
+
+/// A write of one value; await it. See [`Space::insert`](crate::Space::insert).
+///
+/// Everything under the key that was loaded or written before is dead from here on,
+/// in every process that shares the authority; what is being loaded meanwhile is not
+/// stored. If somebody else writes the key at the same time, the later line wins.
+///
+/// Fails if the key is too long, a tag cannot be used, the value cannot be encoded or
+/// is too large for every tier, or the cache is closed. Tiers that are away are not an
+/// error: they are named in [`Settled::Pending`].
+#[must_use = "a write does nothing until it is awaited"]
+pub struct Insert<'a, K: ?Sized, V> {
+    space: &'a Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    key: &'a K,
+    value: V,
+    ttl: Ttl,
+    tags: Result<Arc<[Arc<str>]>, Error>,
+}
+
+impl<K: ?Sized, V> std::fmt::Debug for Insert<'_, K, V> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Insert").field("space", &self.space.title).finish_non_exhaustive()
+    }
+}
+
+impl<'a, K: ?Sized, V> Insert<'a, K, V> {
+    pub(crate) fn new(
+        space: &'a Arc<SpaceCore>,
+        codec: Option<ValueCodec<V>>,
+        key: &'a K,
+        value: V,
+    ) -> Self {
+        Self { space, codec, key, value, ttl: Ttl::default(), tags: Ok(Arc::default()) }
+    }
+
+    /// The value lives exactly this long, whatever its space says.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self { ttl: Ttl::Exactly(ttl), ..self }
+    }
+
+    /// The value never expires.
+    pub fn forever(self) -> Self {
+        Self { ttl: Ttl::Forever, ..self }
+    }
+
+    /// The value carries these tags.
+    pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
+        Self { tags: checked_tags(self.space, tags), ..self }
+    }
+}
+
+impl<'a, K, V> IntoFuture for Insert<'a, K, V>
+where
+    K: Key + Sync + ?Sized,
+    V: Send + Sync + 'static,
+{
+    type Output = Result<Settled, Error>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let options = EntryOptions { ttl: self.ttl, tags: self.tags?, ..Default::default() };
+            let wanted = checked_wanted(self.space, self.key)?;
+            insert(self.space, self.codec, vec![(wanted, self.value)], options).await
+        })
+    }
+}
+
+/// What a call says about the entry that it makes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EntryOptions {
+    pub(crate) ttl: Ttl,
+    pub(crate) tags: Arc<[Arc<str>]>,
+    pub(crate) stamp: Stamp,
+    pub(crate) is_hashed: bool,
+}
+
+/// Tags as the ledger names them.
+pub(crate) fn checked_tags<T: AsRef<str>>(
+    _space: &SpaceCore,
+    tags: impl IntoIterator<Item = T>,
+) -> Result<Arc<[Arc<str>]>, Error> {
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for tag in tags {
+        let tag = tag.as_ref();
+        if tag.is_empty() || tag.len() > 256 {
+            return Err(Error::Tags("a tag is empty or too long"));
+        }
+        let name = tag_name("", tag);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.len() > 64 {
+        return Err(Error::Tags("there are too many tags"));
+    }
+    Ok(names.into())
+}
+
+fn checked_wanted<K: Key + ?Sized>(space: &SpaceCore, key: &K) -> Result<Wanted, Error> {
+    let mut buffer = KeyBuffer::default();
+    Ok(space.wanted(space.checked_key(key, &mut buffer)?.bytes))
+}
+
+pub(crate) async fn insert_many<K: Key + ?Sized, V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    entries: Vec<(&K, V)>,
+) -> Result<Settled, Error> {
+    let entries = entries
+        .into_iter()
+        .map(|(key, value)| Ok((checked_wanted(space, key)?, value)))
+        .collect::<Result<_, Error>>()?;
+    insert(space, codec, entries, EntryOptions::default()).await
+}
+
+/// Line, then memory, then each tier.
+async fn insert<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    entries: Vec<(Wanted, V)>,
+    options: EntryOptions,
+) -> Result<Settled, Error> {
+    if entries.is_empty() {
+        return Ok(Settled::Settled);
+    }
+    // What cannot be encoded or stored must not cost anybody the value before it.
+    let entries = entries
+        .into_iter()
+        .map(|(wanted, value)| Ok((wanted, encode_first(space, codec, value)?)))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let names = entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(&wanted.name))).collect();
+    let invalidated = space.core.invalidate(names).await;
+    // Lines of the same batch name only keys of the batch: its last position stamps all.
+    let mut ticket = space.core.ticket();
+    if let Some(position) = invalidated.position {
+        ticket.stamp = position;
+    }
+    let settled = store(space, codec, entries, &options, ticket).await;
+    Ok(match invalidated.settled {
+        Settled::Settled => settled,
+        pending => pending,
+    })
+}
+
+/// Stores what was encoded, everywhere, with the stamp of `ticket`.
+async fn store<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    entries: Vec<(Wanted, Encoded<V>)>,
+    options: &EntryOptions,
+    ticket: Ticket,
+) -> Settled {
+    let entries: Vec<_> = entries
+        .into_iter()
+        .map(|(wanted, encoded)| {
+            let options = EntryOptions {
+                stamp: ticket.stamp,
+                is_hashed: wanted.is_hashed,
+                ..options.clone()
+            };
+            (wanted, make(space, encoded, &options))
+        })
+        .collect();
+    for (wanted, fresh) in &entries {
+        let key = KeyRef { space: space.number, bytes: &wanted.bytes };
+        to_memory(space, key, &fresh.entry, ticket);
+    }
+    let mut away = Vec::new();
+    for (index, tier) in space.core.tiers.iter().enumerate() {
+        let puts: Vec<_> = entries
+            .iter()
+            .filter_map(|(wanted, fresh)| Some((wanted, put(space, codec?, wanted, fresh, tier)?)))
+            .collect();
+        let failed = put_all(space, tier, index, puts).await;
+        // What could not be replaced must not be found there later.
+        let left: Vec<_> = entries
+            .iter()
+            .map(|(wanted, _)| wanted)
+            .filter(|wanted| failed.contains(&wanted.name) && !tier.is_authority)
+            .collect();
+        if !left.is_empty() && !take_away(space, tier, index, &left).await {
+            away.push(Arc::clone(&tier.name));
+            space
+                .core
+                .hold_back(left.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name))).collect());
+        }
+    }
+    if away.is_empty() { Settled::Settled } else { Settled::Pending(away) }
+}
+
+/// Puts frames into a tier; returns the names of those that are not stored there.
+async fn put_all(
+    space: &SpaceCore,
+    tier: &OpenTier,
+    index: usize,
+    puts: Vec<(&Wanted, Option<Put>)>,
+) -> Vec<Arc<str>> {
+    let Some(counters) = space.counters.below_memory().get(index) else { return Vec::new() };
+    let (mut names, mut frames, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    for (wanted, put) in puts {
+        match put {
+            Some(put) => {
+                names.push(Arc::clone(&wanted.name));
+                frames.push(put);
+            }
+            None => {
+                bump(&counters.refused);
+                failed.push(Arc::clone(&wanted.name));
+            }
+        }
+    }
+    if frames.is_empty() {
+        return failed;
+    }
+    match tier.write(&*space.core.runtime, counters, &frames).await {
+        Ok(stored) => {
+            let refused =
+                names.into_iter().zip(stored).filter(|(_, stored)| *stored != Stored::Yes);
+            failed.extend(refused.map(|(name, _)| name));
+        }
+        Err(_) => failed.extend(names),
+    }
+    failed
+}
+
+async fn take_away(space: &SpaceCore, tier: &OpenTier, index: usize, left: &[&Wanted]) -> bool {
+    let Some(counters) = space.counters.below_memory().get(index) else { return true };
+    let keys: Vec<_> = left.iter().map(|wanted| wanted.stored.clone()).collect();
+    tier.remove(&*space.core.runtime, counters, &keys).await.is_ok()
+}
+
+/// Stores the value of a load in every tier below memory. A tier that fails is none
+/// of the callers' business.
+pub(crate) async fn fill<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    wanted: &Wanted,
+    fresh: &Fresh<V>,
+    ticket: Ticket,
+) {
+    let Some(codec) = codec else { return };
+    let names = Names { key: &wanted.name, space: &space.name, tags: &fresh.entry.meta.tags };
+    for index in 0..space.core.tiers.len() {
+        if !space.core.permits(ticket, &names) {
+            return count_superseded(space);
+        }
+        to_tier(space, codec, wanted, &fresh.entry, fresh.encoded.as_ref(), index).await;
+        // A store that does not hear the ledger may have taken what was invalidated
+        // in between.
+        if let Some(tier) = space.core.tiers.get(index)
+            && !tier.is_authority
+            && !space.core.permits(ticket, &names)
+            && !take_away(space, tier, index, &[wanted]).await
+        {
+            space.core.hold_back(vec![Name::Key(Arc::clone(&wanted.name))]);
+        }
+    }
+}
+
+/// Stores an entry in one tier below memory.
+pub(crate) async fn to_tier<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: ValueCodec<V>,
+    wanted: &Wanted,
+    entry: &Arc<Entry<V>>,
+    encoded: Option<&(Codec, Vec<u8>)>,
+    index: usize,
+) {
+    let Some(tier) = space.core.tiers.get(index) else { return };
+    let fresh = Fresh { entry: Arc::clone(entry), encoded: encoded.cloned() };
+    let put = put(space, codec, wanted, &fresh, tier).flatten();
+    put_all(space, tier, index, vec![(wanted, put)]).await;
+}
+
+/// Stores an entry in memory if nothing since its ticket names it and nothing newer
+/// is there: decided and done in one step, under the entry's lock.
+pub(crate) fn to_memory<V: Send + Sync + 'static>(
+    space: &SpaceCore,
+    key: KeyRef<'_>,
+    entry: &Arc<Entry<V>>,
+    ticket: Ticket,
+) -> bool {
+    let core = &space.core;
+    let Some(memory) = &core.memory else { return false };
+    let name = space.name_of(key.bytes);
+    let meta = &entry.meta;
+    let names = Names { key: &name, space: &space.name, tags: &meta.tags };
+    let attributes = Attributes {
+        expires: meta.times.life().stale_until,
+        stamp: meta.stamp.number,
+        space: space.number,
+    };
+    let any: AnyEntry = Arc::clone(entry) as _;
+    let replaced =
+        memory.replace_if(key.to_memory_key(), any, attributes, core.clock.tick(), |present| {
+            let is_newer = present.is_none_or(|present| {
+                let present = present.value.meta().stamp;
+                core.mirror.is_foreign(present) || present.number <= meta.stamp.number
+            });
+            is_newer
+                && core.permits(ticket, &names)
+                && core.mirror.standing_in_full(meta.stamp, &names)
+                    == crate::protocol::Standing::Good
+        });
+    let is_stored = matches!(replaced, Replace::Stored | Replace::Replaced);
+    if let Some(counters) = space.memory_counters() {
+        bump(if is_stored { &counters.writes } else { &counters.refused });
+    }
+    is_stored
+}
+
+/// A new entry, and its bytes if they were needed already.
+pub(crate) struct Fresh<V> {
+    pub(crate) entry: Arc<Entry<V>>,
+    encoded: Option<(Codec, Vec<u8>)>,
+}
+
+/// A value and its bytes, if it has any.
+struct Encoded<V> {
+    value: V,
+    bytes: Option<(Codec, Vec<u8>)>,
+}
+
+/// An entry for a value that was loaded. One that cannot be encoded stays in memory.
+pub(crate) fn prepare<V>(
+    space: &SpaceCore,
+    codec: Option<ValueCodec<V>>,
+    value: V,
+    options: &EntryOptions,
+) -> Fresh<V> {
+    let bytes = codec.and_then(|codec| match (codec.encode)(&value, codec.preferred) {
+        Ok(bytes) => Some((codec.preferred, bytes)),
+        Err(error) => {
+            tracing::warn!(space = %space.title, %error, "a value cannot be encoded: it stays in memory");
+            None
+        }
+    });
+    make(space, Encoded { value, bytes }, options)
+}
+
+fn encode_first<V>(
+    space: &SpaceCore,
+    codec: Option<ValueCodec<V>>,
+    value: V,
+) -> Result<Encoded<V>, Error> {
+    let bytes = match codec {
+        Some(codec) => {
+            let bytes = (codec.encode)(&value, codec.preferred).map_err(Error::Encode)?;
+            Some((codec.preferred, bytes))
+        }
+        None => None,
+    };
+    let size = bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
+    let weight = space.weight_of::<V>(size);
+    let fits_memory =
+        space.core.memory.as_ref().is_some_and(|memory| weight <= memory.max_value_bytes());
+    let fits_a_tier =
+        codec.is_some() && space.core.tiers.iter().any(|tier| size <= tier.max_value_bytes);
+    if fits_memory || fits_a_tier {
+        Ok(Encoded { value, bytes })
+    } else {
+        Err(Error::ValueTooLarge { bytes: weight })
+    }
+}
+
+fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
+    let core = &space.core;
+    let ttl = space.policy.lifetime(options.ttl, core.runtime.random());
+    let stale_for = space.policy.stale_for;
+    let life = Life::begin(core.clock.tick(), ttl, stale_for);
+    let written = Written::begin(core.clock.wall(), ttl, stale_for);
+    let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
+    let meta = Meta {
+        times: Times::new(life, written),
+        stamp: options.stamp,
+        tags: Arc::clone(&options.tags),
+        version: None,
+        last_modified: None,
+        is_hashed: options.is_hashed,
+        bytes: space.weight_of::<V>(size),
+    };
+    Fresh { entry: Arc::new(Entry { value: encoded.value, meta }), encoded: encoded.bytes }
+}
+
+/// The frame of an entry for a tier: `None` if values of this space have no bytes,
+/// `Some(None)` if the tier does not take it.
+fn put<V>(
+    space: &SpaceCore,
+    codec: ValueCodec<V>,
+    wanted: &Wanted,
+    fresh: &Fresh<V>,
+    tier: &OpenTier,
+) -> Option<Option<Put>> {
+    let meta = &fresh.entry.meta;
+    // Values of raw spaces are bytes whatever the tier prefers.
+    let used = match (codec.preferred, tier.codec) {
+        (Codec::Raw, _) | (_, None) => codec.preferred,
+        (_, Some(codec)) => codec,
+    };
+    let bytes = match &fresh.encoded {
+        Some((codec, bytes)) if *codec == used => bytes.clone(),
+        _ => (codec.encode)(&fresh.entry.value, used).ok()?,
+    };
+    if bytes.len() > tier.max_value_bytes {
+        return Some(None);
+    }
+    let core = &space.core;
+    let written = meta.times.written().capped(core.clock.wall(), tier.max_ttl);
+    let header = Header {
+        codec: used,
+        created: written.created,
+        expires: written.expires,
+        stale_until: written.stale_until,
+        stamp: meta.stamp,
+        last_modified: meta.last_modified,
+        version: meta.version.clone(),
+        tags: Arc::clone(&meta.tags),
+        dependencies: Arc::default(),
+        key: wanted.bytes.to_vec().into(),
+    };
+    let (raw, frame) = (bytes.len(), frame::encode(&header, bytes, tier.compression));
+    if let Some(counters) = space.counters.below_memory().get(index_of(core, tier)) {
+        counters.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
+        counters.packed_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+    }
+    let tags = Arc::clone(&meta.tags);
+    let (expires, stamp) = (written.end(), meta.stamp);
+    Some(Some(Put { key: wanted.stored.clone(), frame, expires, stamp, tags }))
+}
+
+fn index_of(core: &Core, tier: &OpenTier) -> usize {
+    core.tiers.iter().take_while(|other| !std::ptr::eq(*other, tier)).count()
+}
+
+/// How long a writer waits for another one of the same key.
+const WRITERS_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
+    insert: Insert<'_, K, V>,
+) -> Result<bool, Error> {
+    let Insert { space, codec, key, value, ttl, tags } = insert;
+    let options = EntryOptions { ttl, tags: tags?, ..EntryOptions::default() };
+    let wanted = checked_wanted(space, key)?;
+    let encoded = encode_first(space, codec, value)?;
+    // Writers exclude each other, not loaders: "!" never ends the name of a key.
+    let lock: Arc<str> = format!("{}!", wanted.name).into();
+    let mut patience = Patience::new(WRITERS_PATIENCE);
+    let lease = loop {
+        if let Some(lease) = Lease::ask(&space.core, &lock).await {
+            break lease;
+        }
+        if !patience.wait(&space.core).await {
+            return Err(Error::Busy);
+        }
+    };
+    let inserted =
+        lease.while_held(insert_unless_there(space, codec, key, wanted, encoded, &options)).await;
+    lease.release().await;
+    inserted
+}
+
+async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    key: &K,
+    wanted: Wanted,
+    encoded: Encoded<V>,
+    options: &EntryOptions,
+) -> Result<bool, Error> {
+    let core = &space.core;
+    let name = Name::Set(Arc::clone(&wanted.name));
+    loop {
+        let mut ticket = core.ticket();
+        if read::exist(space, [key]).await?.contains(&true) {
+            return Ok(false);
+        }
+        let names = Names { key: &wanted.name, space: &space.name, tags: &[] };
+        let appended = core.authority.append_if_unnamed(ticket.stamp, name.clone(), names).await?;
+        if let Some(appended) = appended {
+            core.applied(std::slice::from_ref(&name), &appended).await;
+            ticket.stamp = appended.position;
+            let _ = store(space, codec, vec![(wanted, encoded)], options, ticket).await;
+            return Ok(true);
+        }
+        // Somebody wrote or invalidated between: look again.
+        core.follow().await;
+    }
+}
+
+/// Removes keys everywhere; returns how many were there.
+pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
+    space: &Arc<SpaceCore>,
+    keys: impl IntoIterator<Item = &'a K>,
+) -> Result<(u64, Settled), Error> {
+    let core = &space.core;
+    let wanted = keys
+        .into_iter()
+        .map(|key| checked_wanted(space, key))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let mut there: Vec<bool> = Vec::with_capacity(wanted.len());
+    for wanted in &wanted {
+        let key = KeyRef { space: space.number, bytes: &wanted.bytes };
+        there.push(match &core.memory {
+            Some(memory) => memory.contains(&key, core.clock.tick()),
+            None => false,
+        });
+    }
+    let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name))).collect();
+    let invalidated = core.invalidate(names).await;
+    for (there, held) in there.iter_mut().zip(invalidated.held) {
+        *there |= held;
+    }
+    let mut settled = invalidated.settled;
+    let stored: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
+    for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
+        if tier.is_authority {
+            let removed = there.iter().filter(|there| **there).count() as u64;
+            counters.removed.fetch_add(removed, Ordering::Relaxed);
+            continue;
+        }
+        match tier.remove(&*core.runtime, counters, &stored).await {
+            Ok(gone) => there.iter_mut().zip(gone).for_each(|(there, gone)| *there |= gone),
+            Err(_) => {
+                let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
+                core.hold_back(names.collect());
+                settled = add_pending(settled, tier);
+            }
+        }
+    }
+    Ok((there.into_iter().map(u64::from).sum(), settled))
+}
+
+fn add_pending(settled: Settled, tier: &OpenTier) -> Settled {
+    let mut tiers = match settled {
+        Settled::Settled => Vec::new(),
+        Settled::Pending(tiers) => tiers,
+    };
+    if !tiers.contains(&tier.name) {
+        tiers.push(Arc::clone(&tier.name));
+    }
+    Settled::Pending(tiers)
+}
+
+/// Another lifetime for what is under `key`, wherever it is.
+pub(crate) async fn expire<K: Key + ?Sized>(
+    space: &Arc<SpaceCore>,
+    key: &K,
+    ttl: Duration,
+) -> Result<bool, Error> {
+    let core = &space.core;
+    let wanted = checked_wanted(space, key)?;
+    let stale_for = space.policy.stale_for;
+    let mut found = false;
+    // From below: a read that copies upwards meanwhile finds the new lifetime.
+    for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()).rev() {
+        let keys = std::slice::from_ref(&wanted.stored);
+        let frame =
+            tier.read(&*core.runtime, counters, keys, &[&wanted.bytes]).await.pop().flatten();
+        let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, frame)) else {
+            continue;
+        };
+        found = true;
+        let mut header = frame.header.clone();
+        let written = Written::begin(core.clock.wall(), Some(ttl), stale_for)
+            .capped(core.clock.wall(), tier.max_ttl);
+        (header.expires, header.stale_until) = (written.expires, written.stale_until);
+        let Ok(value) = frame.value() else { continue };
+        let put = Put {
+            key: wanted.stored.clone(),
+            frame: frame::encode(&header, value.to_vec(), tier.compression),
+            expires: written.end(),
+            stamp: header.stamp,
+            tags: header.tags,
+        };
+        // A tier that fails keeps the old lifetime; the failure is counted.
+        let _ = tier.write(&*core.runtime, counters, &[put]).await;
+    }
+    Ok(expire_in_memory(space, &wanted, ttl) || found)
+}
+
+fn expire_in_memory(space: &SpaceCore, wanted: &Wanted, ttl: Duration) -> bool {
+    let core = &space.core;
+    let Some(memory) = &core.memory else { return false };
+    let key = KeyRef { space: space.number, bytes: &wanted.bytes };
+    let now = core.clock.tick();
+    let life = Life::begin(now, Some(ttl), space.policy.stale_for);
+    let changed = memory.peek_with(&key, now, |view| {
+        if !read::is_fresh_in_memory(space, key, view.value, now) {
+            return false;
+        }
+        let times = &view.value.meta().times;
+        let end = Written::begin(core.clock.wall(), Some(ttl), space.policy.stale_for);
+        times.set(life, Written { created: times.written().created, ..end });
+        true
+    });
+    let changed = changed == Some(true);
+    if changed {
+        memory.set_expires(&key, Tick::max(life.stale_until, life.fresh_until), now);
+    }
+    changed
+}
+
+pub(crate) async fn clear(core: &Arc<Core>) -> Result<Settled, Error> {
+    core.check_open()?;
+    let invalidated = core.invalidate(vec![Name::Everything]).await;
+    if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
+        memory.retain(|_, view| view.value.meta().stamp.number >= position.number);
+    }
+    Ok(clear_stores(core, invalidated.settled, "").await)
+}
+
+pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error> {
+    let core = &space.core;
+    core.check_open()?;
+    let invalidated = core.invalidate(vec![Name::Space(Arc::clone(&space.name))]).await;
+    if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
+        let numbers = core.spaces.numbers(&space.name);
+        memory.retain(|key, view| {
+            !numbers.contains(&key.space) || view.value.meta().stamp.number >= position.number
+        });
+    }
+    let prefix = all_schemas_prefix("", &space.title);
+    Ok(clear_stores(core, invalidated.settled, &prefix).await)
+}
+
+/// Frees the room of what a line has killed already. What is not freed now is dead
+/// all the same.
+async fn clear_stores(core: &Core, mut settled: Settled, prefix: &str) -> Settled {
+    for (tier, counters) in core.tiers.iter().zip(core.spaces.unnamed().below_memory()) {
+        match tier.store.clear(prefix).await {
+            Ok(gone) => {
+                counters.removed.fetch_add(gone, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tier.count_error(counters, &error);
+                settled = add_pending(settled, tier);
+            }
+        }
+    }
+    settled
+}
+
+pub(crate) async fn clear_tier(core: &Arc<Core>, name: &str) -> Result<u64, Error> {
+    core.check_open()?;
+    if name == "memory"
+        && let Some(memory) = &core.memory
+    {
+        return Ok(memory.clear());
+    }
+    match core.tiers.iter().find(|tier| &*tier.name == name) {
+        Some(tier) => Ok(tier.store.clear("").await?),
+        None => Err(Error::NoSuchTier(name.into())),
+    }
+}
