@@ -1,1 +1,55 @@
-//! stub
+//! What tests **of** and **with** the Terrace cache need.
+//!
+//! | you test | you need |
+//! | --- | --- |
+//! | what your service does as entries age | [`ManualClock`] |
+//! | what lies below memory, and how often it is asked | [`MapStore`] |
+//! | what your service does when a store fails, hangs, lags or lies | [`ChaosStore`] |
+//! | a store or an authority of your own | [`conformance`] |
+//!
+//! Nothing here sleeps, and nothing is random without a seed: a test that fails
+//! fails again.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use terrace::{Memory, Terrace, Tier};
+//! use terrace_test::{ChaosStore, ManualClock, MapStore};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let clock = Arc::new(ManualClock::new());
+//! let map = Arc::new(MapStore::new());
+//! let chaos = Arc::new(ChaosStore::over(map.clone()));
+//! let terrace = Terrace::builder()
+//!     .memory(Memory::default())
+//!     .tier("map", Tier::shared(chaos.clone()))
+//!     .clock(clock.clone())
+//!     .build()
+//!     .await?;
+//! let ports = terrace.space::<str, u16>("port").ttl(Duration::from_secs(60)).build()?;
+//!
+//! ports.insert("http", 80).await?;
+//! assert_eq!(map.keys().len(), 1, "what is inserted is written to every tier");
+//!
+//! clock.advance(Duration::from_secs(120));
+//! assert!(ports.get("http").await?.is_none(), "too old");
+//!
+//! chaos.fail();
+//! let port = ports.get_or_load("http", |_| async { Ok::<_, std::io::Error>(80) }).await?;
+//! assert_eq!(*port, 80, "a tier that fails harms nobody");
+//! # Ok(()) }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod chaos;
+mod clock;
+pub mod conformance;
+mod map;
+mod random;
+
+pub use chaos::{Calls, ChaosStore, Damage, Fault, Gate, Verb};
+pub use clock::{ManualClock, START};
+pub use map::MapStore;

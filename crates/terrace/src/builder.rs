@@ -11,6 +11,7 @@ use crate::codec::Codec;
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::flight::Flights;
+use crate::guard::Deadlines;
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
 use crate::pending::Pending;
@@ -47,11 +48,15 @@ impl Memory {
             .max_bytes(self.max_bytes)
             .max_value_bytes(largest)
             .weigher(|key: &MemoryKey, entry: &AnyEntry| {
-                (key.bytes.len() as u64).saturating_add(entry.meta().bytes)
+                let pointers = size_of::<MemoryKey>() + size_of::<AnyEntry>() + ARC_COUNTS;
+                ((pointers + key.bytes.len()) as u64).saturating_add(entry.meta().bytes)
             })
             .build()
     }
 }
+
+/// The two counts of references before a shared value.
+const ARC_COUNTS: usize = 16;
 
 impl Default for Memory {
     /// 256 MiB.
@@ -128,9 +133,12 @@ impl Builder {
             let tier = tier.map_or_else(|| "memory".into(), |tier| tier.name.to_string());
             BuildError::Ledger { tier, source }
         })?;
+        let keeper = tiers.iter().find(|tier| tier.is_authority);
+        let deadlines = keeper.map_or_else(Deadlines::default, |tier| tier.deadlines);
         let core = Arc::new(Core {
             memory: self.memory.as_ref().map(Memory::build),
             authority,
+            authority_deadline: deadlines.write,
             mirror: Mirror::joining(&snapshot),
             flights: Arc::new(Flights::new()),
             pending: Pending::default(),

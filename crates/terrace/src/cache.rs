@@ -7,13 +7,14 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::authority::{Appended, Authority};
+use crate::authority::{Answer, Appended, Authority};
 use crate::builder::Builder;
 use crate::clock::Clock;
 use crate::codec::ValueCodec;
 use crate::entry::{AnyEntry, Meta};
 use crate::error::{Error, LoaderFailure};
 use crate::flight::Flights;
+use crate::guard::within;
 use crate::key::{KeyRef, MemoryKey, key_name, split_key_name, tag_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::Load;
@@ -23,7 +24,7 @@ use crate::read::{Get, GetOrLoad};
 use crate::runtime::{Runtime, unless};
 use crate::space::{SpaceBuilder, SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierStats, TrafficSum};
-use crate::store::{Scope, Usage};
+use crate::store::{Scope, StoreError, Usage};
 use crate::tier::OpenTier;
 use crate::write::{self, Insert, Settled};
 
@@ -224,7 +225,7 @@ impl Terrace {
         let name = self.dynamic.checked_name(key.as_bytes())?;
         let now = self.core.clock.wall();
         let expires = ttl.map(|ttl| now.saturating_add(ttl));
-        Ok(self.core.authority.count(&name, by, now, expires).await?)
+        Ok(self.core.ask(self.core.authority.count(&name, by, now, expires)).await?)
     }
 
     /// The counter `key`, if there is one.
@@ -233,7 +234,7 @@ impl Terrace {
     /// As for [`Terrace::increment`].
     pub async fn counter(&self, key: &str) -> Result<Option<i64>, Error> {
         let name = self.dynamic.checked_name(key.as_bytes())?;
-        Ok(self.core.authority.counter(&name, self.core.clock.wall()).await?)
+        Ok(self.core.ask(self.core.authority.counter(&name, self.core.clock.wall())).await?)
     }
 
     /// Invalidates `key`: from when this returns, no read here that begins later
@@ -309,6 +310,7 @@ pub(crate) struct Core {
     /// Below memory, in the order in which they are asked.
     pub(crate) tiers: Box<[OpenTier]>,
     pub(crate) authority: Arc<dyn Authority>,
+    pub(crate) authority_deadline: Duration,
     pub(crate) mirror: Mirror,
     pub(crate) flights: Arc<Flights>,
     pub(crate) pending: Pending,
@@ -321,7 +323,7 @@ pub(crate) struct Core {
 }
 
 /// What a load remembers of its beginning, to be judged by when it ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(crate) stamp: Stamp,
     epoch: u64,
@@ -340,6 +342,11 @@ pub(crate) struct Invalidated {
 }
 
 impl Core {
+    /// The answer of the authority, or an error once its deadline has passed.
+    pub(crate) async fn ask<T>(&self, answer: Answer<'_, T>) -> Result<T, StoreError> {
+        within(&*self.runtime, self.authority_deadline, "ask the ledger", answer).await
+    }
+
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         if self.is_closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
@@ -363,7 +370,7 @@ impl Core {
         }
         let name = key_name(&space.name, key.bytes);
         let names = Names { key: &name, space: &space.name, tags: &meta.tags };
-        self.mirror.standing_in_full(meta.stamp, &names)
+        self.mirror.standing_of_hashed(meta.stamp, &names)
     }
 
     /// Appends a line for each name and applies it here: memory first of all.
@@ -371,7 +378,7 @@ impl Core {
     /// If the ledger cannot be written the names are pending: bypassed below memory,
     /// and tried again until they are settled.
     pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
-        match self.authority.append(&names).await {
+        match self.ask(self.authority.append(&names)).await {
             Ok(appended) => {
                 self.applied(&names, &appended).await;
                 Invalidated {
@@ -409,7 +416,7 @@ impl Core {
     pub(crate) async fn follow(self: &Arc<Self>) {
         let _one_at_a_time = self.following.lock().await;
         loop {
-            match self.authority.follow(self.mirror.ticket()).await {
+            match self.ask(self.authority.follow(self.mirror.ticket())).await {
                 Ok(Follow::Lines(lines)) if lines.is_empty() => return,
                 Ok(Follow::Lines(lines)) => {
                     self.mirror.apply(&lines);
@@ -419,12 +426,16 @@ impl Core {
                         self.hold_back(names.cloned().collect());
                     }
                 }
-                Ok(Follow::Broken) => match self.authority.snapshot().await {
+                Ok(Follow::Broken) => match self.ask(self.authority.snapshot()).await {
                     Ok(snapshot) => {
                         tracing::warn!(
                             "the ledger's chain is broken: what was cached before is not trusted"
                         );
                         self.mirror.rejoin(&snapshot);
+                        // Lines about keys were missed, and memory hears of no others.
+                        if let Some(memory) = &self.memory {
+                            memory.clear();
+                        }
                     }
                     Err(error) => return tracing::warn!(%error, "the ledger cannot be joined"),
                 },
@@ -503,7 +514,7 @@ impl Core {
     /// Tries to write the names that are pending; `true` once none is left.
     async fn settle_pending(self: &Arc<Self>) -> bool {
         let names = self.pending.names();
-        match self.authority.append(&names).await {
+        match self.ask(self.authority.append(&names)).await {
             Ok(appended) => {
                 self.applied(&names, &appended).await;
                 self.drop_from_stores(names.iter()).await && self.pending.settled(&names)
@@ -565,7 +576,8 @@ impl Core {
             return Some(("memory".into(), usage));
         };
         let tier = self.tiers.get(below)?;
-        Some((Arc::clone(&tier.name), tier.store.usage().await.unwrap_or_default()))
+        let usage = tier.ask(&*self.runtime, tier.store.usage()).await;
+        Some((Arc::clone(&tier.name), usage.unwrap_or_default()))
     }
 
     fn note_size(&self, index: usize, bytes: u64) -> u64 {
@@ -579,7 +591,7 @@ impl Core {
         let landed = unless(|| self.runtime.sleep(CLOSING), self.flights.all_landed()).await;
         if is_first {
             for tier in &self.tiers {
-                if let Err(error) = tier.store.close().await {
+                if let Err(error) = tier.ask(&*self.runtime, tier.store.close()).await {
                     tracing::warn!(tier = %tier.name, %error, "a store did not close as it should");
                 }
             }
@@ -619,10 +631,11 @@ impl Core {
             memory.sweep(self.clock.tick(), SWEEP_AT_ONCE);
         }
         for (tier, index) in self.tiers.iter().zip(1..) {
-            if let Err(error) = tier.store.maintain(self.clock.wall()).await {
+            let chores = tier.store.maintain(self.clock.wall());
+            if let Err(error) = tier.ask(&*self.runtime, chores).await {
                 tracing::warn!(tier = %tier.name, %error, "housekeeping failed");
             }
-            if let Ok(usage) = tier.store.usage().await {
+            if let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await {
                 self.note_size(index, usage.bytes);
             }
         }

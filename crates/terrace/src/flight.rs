@@ -10,16 +10,16 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::cache::Ticket;
 use crate::entry::{AnyEntry, Source};
 use crate::error::SharedError;
 use crate::key::{KeyRef, MemoryKey};
-use crate::ledger::Stamp;
-use std::time::Duration;
 
 /// How a flight ended.
 pub(crate) type Outcome = Result<Landed, Crash>;
@@ -41,10 +41,17 @@ pub(crate) enum Crash {
     Abandoned,
 }
 
+/// From when a flight can be superseded, and by what.
+#[derive(Clone, Debug)]
+pub(crate) struct Departure {
+    pub(crate) ticket: Ticket,
+    pub(crate) tags: Arc<[Arc<str>]>,
+}
+
 /// A load that is under way or over.
 #[derive(Default)]
 pub(crate) struct Flight {
-    ticket: OnceLock<Stamp>,
+    departure: OnceLock<Departure>,
     outcome: OnceLock<Outcome>,
     landed: Notify,
 }
@@ -102,11 +109,11 @@ impl Flights {
     }
 
     /// Boards the key's flight, or begins a new one if there is none, or if the one
-    /// there is `is_superseded` at its ticket.
+    /// there `is_superseded`.
     pub(crate) fn join(
         self: &Arc<Self>,
         key: KeyRef<'_>,
-        is_superseded: impl Fn(Stamp) -> bool,
+        is_superseded: impl Fn(&Departure) -> bool,
     ) -> Joined {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).lock();
@@ -119,8 +126,8 @@ impl Flights {
             drop(shard);
             return Joined::Leading(self.take_off(key, current, None));
         };
-        // A flight without a ticket has read nothing yet: nothing can supersede it.
-        if !slot.current.ticket.get().is_some_and(|&ticket| is_superseded(ticket)) {
+        // A flight that has not departed has read nothing yet: nothing supersedes it.
+        if !slot.current.departure.get().is_some_and(is_superseded) {
             return Joined::Following(Arc::clone(&slot.current));
         }
         let current = Arc::new(Flight::default());
@@ -197,9 +204,9 @@ impl Takeoff {
     }
 
     /// From here on the flight can be superseded.
-    pub(crate) fn depart(&self, ticket: Stamp) {
+    pub(crate) fn depart(&self, departure: Departure) {
         // Only this task sets it, once.
-        let _ = self.flight.ticket.set(ticket);
+        let _ = self.flight.departure.set(departure);
     }
 
     /// Hands the outcome to everybody who waits. The first call counts.
@@ -241,8 +248,8 @@ mod tests {
 
     const KEY: KeyRef<'static> = KeyRef { space: 1, bytes: b"key" };
 
-    fn stamp(number: u64) -> Stamp {
-        Stamp { incarnation: 0, number }
+    fn departure() -> Departure {
+        Departure { ticket: Ticket::default(), tags: Arc::default() }
     }
 
     fn lead(flights: &Arc<Flights>, superseded: bool) -> Takeoff {
@@ -267,15 +274,15 @@ mod tests {
     async fn a_third_flight_waits_for_the_first() {
         let flights = Arc::new(Flights::new());
         let mut first = lead(&flights, false);
-        first.depart(stamp(1));
+        first.depart(departure());
         let second = lead(&flights, true);
-        second.depart(stamp(2));
+        second.depart(departure());
         let mut third = lead(&flights, true);
         let mut turn = Box::pin(third.wait_for_turn());
         assert!(poll_once(&mut turn).await.is_none(), "two flights are under way");
         first.land(Err(Crash::Panicked));
         turn.await;
-        third.depart(stamp(3));
+        third.depart(departure());
         // The second is still under way and superseded: a fourth has to wait for it.
         let mut fourth = lead(&flights, true);
         let mut turn = Box::pin(fourth.wait_for_turn());
@@ -289,7 +296,7 @@ mod tests {
         let flights = Arc::new(Flights::new());
         let takeoff = lead(&flights, false);
         assert!(matches!(flights.join(KEY, |_| true), Joined::Following(_)));
-        takeoff.depart(stamp(1));
+        takeoff.depart(departure());
         assert!(matches!(flights.join(KEY, |_| false), Joined::Following(_)));
         assert!(matches!(flights.join(KEY, |_| true), Joined::Leading(_)));
     }

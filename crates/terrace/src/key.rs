@@ -236,6 +236,10 @@ impl StoredKey {
     /// `None` if the text is not one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
+        // What somebody else left in a store may be anything, and this is printed.
+        if !text.bytes().all(|byte| plain(byte) || b":%#".contains(&byte)) {
+            return None;
+        }
         let key = Self { text: text.into() };
         key.parts().map(|_| key.clone())
     }
@@ -275,8 +279,10 @@ impl StoredKey {
             return None;
         }
         let (tenant, space) = (parts.next()?, parts.next()?);
-        u64::from_str_radix(parts.next()?, 16).ok()?;
-        Some(Parts { tenant, space, key: parts.next()? })
+        let schema = parts.next()?.as_bytes();
+        let is_schema = schema.len() == 16
+            && schema.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        is_schema.then_some(Parts { tenant, space, key: parts.next()? })
     }
 }
 

@@ -33,7 +33,8 @@ impl Lease {
     /// Asks once. `None`: somebody else holds it.
     pub(crate) async fn ask(core: &Arc<Core>, name: &Arc<str>) -> Option<Self> {
         let now = core.clock.wall();
-        let token = match core.authority.lease(name, now, now.saturating_add(LASTS)).await {
+        let asked = core.authority.lease(name, now, now.saturating_add(LASTS));
+        let token = match core.ask(asked).await {
             Ok(Leased::Granted(lease)) => Some(lease.token),
             Ok(Leased::Held(_)) => return None,
             Err(error) => {
@@ -62,7 +63,7 @@ impl Lease {
     /// Gives the lease back.
     pub(crate) async fn release(self) {
         if let Some(token) = self.token
-            && let Err(error) = self.core.authority.release(&self.name, token).await
+            && let Err(error) = self.core.ask(self.core.authority.release(&self.name, token)).await
         {
             tracing::debug!(%error, "a lease was not given back: it lapses by itself");
         }
@@ -75,7 +76,8 @@ impl Lease {
             if let Some(held) = token {
                 let until = self.core.clock.wall().saturating_add(LASTS);
                 // A lease that was voided is not taken back: what is loaded is stale.
-                if let Ok(false) = self.core.authority.renew(&self.name, held, until).await {
+                let renewed = self.core.authority.renew(&self.name, held, until);
+                if let Ok(false) = self.core.ask(renewed).await {
                     token = None;
                 }
             }

@@ -71,9 +71,8 @@ pub struct Names<'a> {
 #[derive(Debug)]
 pub(crate) struct Mirror {
     marks: RwLock<Marks>,
-    // Copies of four numbers in `marks`, so that a hit need not take the lock.
+    // Copies of three numbers in `marks`, so that a hit need not take the lock.
     incarnation: AtomicU64,
-    applied: AtomicU64,
     broad: AtomicU64,
     prefixed: AtomicU64,
 }
@@ -83,7 +82,6 @@ impl Mirror {
         let mirror = Self {
             marks: RwLock::new(Marks::joining(snapshot, Limits::default())),
             incarnation: AtomicU64::new(0),
-            applied: AtomicU64::new(0),
             broad: AtomicU64::new(0),
             prefixed: AtomicU64::new(0),
         };
@@ -129,10 +127,19 @@ impl Mirror {
         stamp.incarnation != self.incarnation.load(Ordering::SeqCst)
     }
 
-    /// Whether an entry from below memory, or one that lines about keys cannot
-    /// reach by themselves, still stands.
+    /// Whether an entry from below memory still stands.
     pub(crate) fn standing_in_full(&self, stamp: Stamp, names: &Names<'_>) -> Standing {
         self.marks.read().standing(stamp, names)
+    }
+
+    /// Whether an entry in memory still stands whose name is a hash: lines about its
+    /// key cannot take it out, so that they must still be known.
+    pub(crate) fn standing_of_hashed(&self, stamp: Stamp, names: &Names<'_>) -> Standing {
+        let marks = self.marks.read();
+        if marks.may_have_forgotten(stamp) {
+            return Standing::Unknown;
+        }
+        marks.standing(stamp, names)
     }
 
     /// Whether a load with this ticket may store what it found.
@@ -140,10 +147,10 @@ impl Mirror {
         self.marks.read().permits(ticket, names)
     }
 
-    /// Whether any line was applied since `ticket`: if not, nothing is superseded.
-    pub(crate) fn moved_since(&self, ticket: Stamp) -> bool {
-        ticket.number != self.applied.load(Ordering::SeqCst)
-            || ticket.incarnation != self.incarnation.load(Ordering::SeqCst)
+    /// Whether a line may have been missed that names the key of an entry of this
+    /// stamp, in a store that does not hear the ledger itself.
+    pub(crate) fn may_have_missed(&self, stamp: Stamp) -> bool {
+        self.marks.read().may_have_missed(stamp)
     }
 
     /// Takes note of lines; `false` (and nothing noted) if they do not follow on
@@ -167,6 +174,5 @@ impl Mirror {
         self.prefixed.store(marks.prefixed(), Ordering::SeqCst);
         self.broad.store(marks.broad(), Ordering::SeqCst);
         self.incarnation.store(position.incarnation, Ordering::SeqCst);
-        self.applied.store(position.number, Ordering::SeqCst);
     }
 }

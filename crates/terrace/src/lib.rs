@@ -1,4 +1,36 @@
-#![doc = include_str!("../README.md")]
+//! A cache of several tiers behind one loader.
+//!
+//! The handle is [`Terrace`], built with [`Terrace::builder`] from a [`Memory`] tier
+//! and any number of [`Tier`]s below it, of which [`Disk`] is one. Values live in
+//! [`Space`]s, each with a key type, a value type and a policy; what is read from
+//! one is a [`Cached`] value. [`Terrace`] itself takes values of every type under
+//! text keys.
+//!
+//! # Consistency
+//!
+//! Every invalidation and every write is a numbered line in one [`ledger`]. Every
+//! entry carries the number that was current before its load began. An entry is dead
+//! once a later line names its key, one of its tags, its space, or everything; and a
+//! load stores nothing if a later line names what it loaded. No wall clock decides
+//! anything, and nothing has to be searched for.
+//!
+//! # Failures
+//!
+//! A tier below memory that fails, is slow or returns damaged bytes costs a miss and
+//! is counted in [`Stats`]. A loader that fails, panics or hangs gives a typed
+//! [`LoadError`] to everybody who waited. Where the ledger itself cannot be written,
+//! what was to be invalidated is [`Settled::Pending`]: this process bypasses it, and
+//! keeps trying.
+//!
+//! # Features
+//!
+//! `disk` (SQLite, compiled in) and `zstd` (compression below memory) are on by
+//! default. Without them neither is built, and a cache is memory and your own stores.
+//!
+//! # What it is not
+//!
+//! A database, a message broker, or linearizable between processes.
+
 #![forbid(unsafe_code)]
 
 pub mod authority;
@@ -43,3 +75,8 @@ pub use stats::{SpaceStats, Stats, TierStats, Times, Traffic};
 pub use store::disk::{Disk, DiskStore};
 pub use tier::Tier;
 pub use write::{Insert, Settled};
+
+/// The examples of the project's front page.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -11,7 +11,7 @@ use crate::cache::Ticket;
 use crate::codec::ValueCodec;
 use crate::entry::{Entry, Source};
 use crate::error::SharedError;
-use crate::flight::{Crash, Landed, Outcome, Takeoff};
+use crate::flight::{Crash, Departure, Landed, Outcome, Takeoff};
 use crate::lease::{Lease, Patience};
 use crate::read::{self, Found, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
@@ -53,7 +53,7 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(mut takeoff: Takeoff, order: O
     takeoff.wait_for_turn().await;
     let space = Arc::clone(&order.space);
     let ticket = space.core.ticket();
-    takeoff.depart(ticket.stamp);
+    takeoff.depart(Departure { ticket, tags: Arc::clone(&order.options.tags) });
 
     // Another flight may have landed between the caller's look and this one.
     let in_memory = read::from_memory::<V>(&space, takeoff.key(), space.core.clock.tick());
@@ -130,6 +130,8 @@ async fn load<V: Send + Sync + 'static>(
         }
         Err(crash) => {
             bump(&space.counters.load_errors);
+            // What was invalidated while the loader ran must not answer either.
+            let stale = stale.filter(|(found, _)| read::stands(&space, wanted, &found.entry));
             takeoff.land(match stale {
                 Some((found, source)) => landed(found, source),
                 None => Err(crash),

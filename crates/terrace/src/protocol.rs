@@ -34,6 +34,8 @@ pub struct Marks {
     applied: u64,
     floor: u64,
     key_floor: u64,
+    joined: u64,
+    forgotten: u64,
     everything: u64,
     broad: u64,
     keys: BTreeMap<Arc<str>, u64>,
@@ -79,6 +81,8 @@ impl Marks {
             applied: position.number,
             floor: position.number,
             key_floor: position.number,
+            joined: position.number,
+            forgotten: 0,
             everything: 0,
             broad: 0,
             keys: BTreeMap::new(),
@@ -99,9 +103,10 @@ impl Marks {
             marks.apply(line);
         }
         marks.applied = snapshot.last;
-        // The authority itself drops values whose key a line names: entries need no
-        // marks of keys from before. A ticket from before cannot exist.
+        // Lines about keys from before are not told. The authority dropped the values
+        // that they name by itself; a ticket from before may have missed one.
         marks.key_floor = snapshot.last;
+        marks.joined = snapshot.last;
         marks
     }
 
@@ -179,6 +184,20 @@ impl Marks {
         ticket.number >= self.key_floor && self.standing(ticket, names) == Standing::Good
     }
 
+    /// Whether this process may have missed a line that names the key of an entry of
+    /// this stamp: what is kept where no line reaches it is not to be trusted then.
+    #[must_use]
+    pub fn may_have_missed(&self, stamp: Stamp) -> bool {
+        stamp.incarnation != self.incarnation || stamp.number < self.joined
+    }
+
+    /// Whether lines about keys that came after an entry of this stamp are forgotten:
+    /// one that no such line took away by itself may have been named.
+    #[must_use]
+    pub fn may_have_forgotten(&self, stamp: Stamp) -> bool {
+        stamp.number < self.forgotten
+    }
+
     fn last_broad(&self, names: &Names<'_>) -> u64 {
         let space = self.spaces.get(names.space).copied().unwrap_or(0);
         let tags = names.tags.iter().filter_map(|tag| self.tags.get(tag).copied());
@@ -190,6 +209,7 @@ impl Marks {
         while self.key_lines.len() > self.limits.keys {
             let Some((number, key)) = self.key_lines.pop_front() else { return };
             self.key_floor = self.key_floor.max(number);
+            self.forgotten = number;
             if self.keys.get(&key) == Some(&number) {
                 self.keys.remove(&key);
             }

@@ -20,6 +20,7 @@ use crate::key::{Key, KeyBuffer, KeyRef, StoredKey};
 use crate::ledger::Names;
 use crate::load::{Load, Loading, Order, catch_panic, fly};
 use crate::policy::Ttl;
+use crate::protocol::Standing;
 use crate::runtime::BoxFuture;
 use crate::space::SpaceCore;
 use crate::stats::{bump, is_sampled};
@@ -118,7 +119,7 @@ impl<'a, K: ?Sized, V, F, E> GetOrLoad<'a, K, V, F, E> {
 
     /// What is loaded carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        Self { tags: write::checked_tags(self.space, tags), ..self }
+        Self { tags: write::checked_tags(tags), ..self }
     }
 }
 
@@ -144,6 +145,7 @@ where
         if let Some(hit) = hit(space, key) {
             return Poll::Ready(Ok(hit));
         }
+        let tags = std::mem::replace(&mut this.tags, Ok(Arc::default()))?;
         let flight = match board(space, key) {
             Joined::Following(flight) => {
                 bump(&space.counters.loads_shared);
@@ -153,7 +155,6 @@ where
                 let Some(loader) = this.loader.take() else {
                     return Poll::Ready(Err(LoadError::Abandoned));
                 };
-                let tags = std::mem::replace(&mut this.tags, Ok(Arc::default()))?;
                 let options = EntryOptions { ttl: this.ttl, tags, ..EntryOptions::default() };
                 let load = Load { key: this.key.to_owned() };
                 start(takeoff, space, this.codec, options, || begin(loader, load), context)
@@ -185,10 +186,10 @@ fn hit<V: Send + Sync + 'static>(space: &Arc<SpaceCore>, key: KeyRef<'_>) -> Opt
 /// The flight of the key, or the duty to start one.
 fn board(space: &Arc<SpaceCore>, key: KeyRef<'_>) -> Joined {
     let core = &space.core;
-    core.flights.join(key, |ticket| {
-        core.mirror.moved_since(ticket) && {
-            let name = space.name_of(key.bytes);
-            !core.mirror.permits(ticket, &Names { key: &name, space: &space.name, tags: &[] })
+    core.flights.join(key, |departure| {
+        departure.ticket != core.ticket() && {
+            let (name, tags) = (space.name_of(key.bytes), &departure.tags);
+            !core.permits(departure.ticket, &Names { key: &name, space: &space.name, tags })
         }
     })
 }
@@ -376,7 +377,7 @@ async fn from_tier<V: Send + Sync + 'static>(
         .into_iter()
         .zip(wanted)
         .map(|(frame, wanted)| {
-            let found = open(space, codec, wanted, frame?);
+            let found = open(space, codec, wanted, tier, frame?);
             if found.is_none() {
                 tracing::trace!(tier = %tier.name, "what was found may not be served");
             }
@@ -396,10 +397,11 @@ fn open<V>(
     space: &SpaceCore,
     codec: ValueCodec<V>,
     wanted: &Wanted,
+    tier: &OpenTier,
     frame: Frame,
 ) -> Option<Result<Found<V>, Unreadable>> {
     let core = &space.core;
-    let freshness = judge_frame(space, wanted, &frame);
+    let freshness = judge_frame(space, wanted, tier, &frame);
     if freshness == Freshness::Dead {
         return None;
     }
@@ -439,18 +441,35 @@ pub(crate) fn is_fresh_in_memory(
     judge_in_memory(space, key, entry, now) == Freshness::Fresh
 }
 
-/// Whether a frame may be served.
-pub(crate) fn is_fresh_frame(space: &SpaceCore, wanted: &Wanted, frame: &Frame) -> bool {
-    judge_frame(space, wanted, frame) == Freshness::Fresh
+/// Whether an entry that was found before still stands.
+pub(crate) fn stands<V>(space: &SpaceCore, wanted: &Wanted, entry: &Entry<V>) -> bool {
+    let core = &space.core;
+    let names = Names { key: &wanted.name, space: &space.name, tags: &entry.meta.tags };
+    !core.pending.speaks_of(&names)
+        && core.mirror.standing_in_full(entry.meta.stamp, &names) == Standing::Good
 }
 
-fn judge_frame(space: &SpaceCore, wanted: &Wanted, frame: &Frame) -> Freshness {
+/// Whether a frame may be served.
+pub(crate) fn is_fresh_frame(
+    space: &SpaceCore,
+    wanted: &Wanted,
+    tier: &OpenTier,
+    frame: &Frame,
+) -> bool {
+    judge_frame(space, wanted, tier, frame) == Freshness::Fresh
+}
+
+fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Frame) -> Freshness {
     let core = &space.core;
     let names = Names { key: &wanted.name, space: &space.name, tags: &frame.header.tags };
     if core.pending.speaks_of(&names) {
         return Freshness::Dead;
     }
-    let standing = core.mirror.standing_in_full(frame.header.stamp, &names);
+    let stamp = frame.header.stamp;
+    if !tier.is_authority && core.mirror.may_have_missed(stamp) {
+        return Freshness::Dead;
+    }
+    let standing = core.mirror.standing_in_full(stamp, &names);
     let life = Life::remaining(&written(frame), core.clock.wall(), core.clock.tick());
     judge(life, standing, core.clock.tick())
 }
@@ -537,7 +556,7 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         let bytes: Vec<_> = missing.iter().map(|(_, wanted)| &*wanted.bytes).collect();
         let frames = tier.read(&*core.runtime, counters, &keys, &bytes).await;
         for ((found, wanted), frame) in missing.into_iter().zip(frames) {
-            *found = frame.is_some_and(|frame| is_fresh_frame(space, wanted, &frame));
+            *found = frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame));
         }
     }
     Ok(found)

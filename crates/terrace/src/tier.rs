@@ -18,7 +18,7 @@ use crate::guard::{Deadlines, within};
 use crate::key::StoredKey;
 use crate::runtime::Runtime;
 use crate::stats::{TrafficCounters, bump};
-use crate::store::{Put, Scope, Store, StoreError, Stored};
+use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored};
 
 /// Settings of a tier below memory.
 ///
@@ -224,6 +224,16 @@ impl OpenTier {
         let removed = gone.iter().filter(|gone| **gone).count() as u64;
         counters.removed.fetch_add(removed, Ordering::Relaxed);
         Ok(gone)
+    }
+
+    /// The answer to anything else than a read, or an error once the deadline for
+    /// writes has passed.
+    pub(crate) async fn ask<T>(
+        &self,
+        runtime: &dyn Runtime,
+        answer: StoreResult<'_, T>,
+    ) -> Result<T, StoreError> {
+        within(runtime, self.deadlines.write, "ask a tier", answer).await
     }
 
     pub(crate) fn count_error(&self, counters: &TrafficCounters, error: &StoreError) {

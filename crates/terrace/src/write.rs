@@ -11,7 +11,7 @@ use crate::entry::{AnyEntry, Entry, Meta, Times};
 use crate::error::Error;
 use crate::frame::{self, Header};
 use crate::freshness::{Life, Written};
-use crate::key::{Key, KeyBuffer, KeyRef, all_schemas_prefix, tag_name};
+use crate::key::{Key, KeyBuffer, KeyRef, StoredKey, all_schemas_prefix, tag_name};
 use crate::lease::{Lease, Patience};
 use crate::ledger::{Name, Names, Stamp};
 use crate::load::count_superseded;
@@ -90,7 +90,7 @@ impl<'a, K: ?Sized, V> Insert<'a, K, V> {
 
     /// The value carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        Self { tags: checked_tags(self.space, tags), ..self }
+        Self { tags: checked_tags(tags), ..self }
     }
 }
 
@@ -122,7 +122,6 @@ pub(crate) struct EntryOptions {
 
 /// Tags as the ledger names them.
 pub(crate) fn checked_tags<T: AsRef<str>>(
-    _space: &SpaceCore,
     tags: impl IntoIterator<Item = T>,
 ) -> Result<Arc<[Arc<str>]>, Error> {
     let mut names: Vec<Arc<str>> = Vec::new();
@@ -213,22 +212,26 @@ async fn store<V: Send + Sync + 'static>(
     }
     let mut away = Vec::new();
     for (index, tier) in space.core.tiers.iter().enumerate() {
+        let Some(codec) = codec else { continue };
         let puts: Vec<_> = entries
             .iter()
-            .filter_map(|(wanted, fresh)| Some((wanted, put(space, codec?, wanted, fresh, tier)?)))
+            .map(|(wanted, fresh)| (wanted, put(space, codec, wanted, fresh, tier)))
             .collect();
         let failed = put_all(space, tier, index, puts).await;
-        // What could not be replaced must not be found there later.
-        let left: Vec<_> = entries
-            .iter()
-            .map(|(wanted, _)| wanted)
-            .filter(|wanted| failed.contains(&wanted.name) && !tier.is_authority)
-            .collect();
+        if tier.is_authority {
+            continue;
+        }
+        // What could not be replaced, or is of another type, must not be found there later.
+        let (mut names, mut left) = (Vec::new(), Vec::new());
+        for (wanted, _) in &entries {
+            let before = left.len();
+            left.extend(failed.contains(&wanted.name).then(|| wanted.stored.clone()));
+            left.extend(of_other_types(space, wanted));
+            names.extend((left.len() > before).then(|| Name::Key(Arc::clone(&wanted.name))));
+        }
         if !left.is_empty() && !take_away(space, tier, index, &left).await {
             away.push(Arc::clone(&tier.name));
-            space
-                .core
-                .hold_back(left.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name))).collect());
+            space.core.hold_back(names);
         }
     }
     if away.is_empty() { Settled::Settled } else { Settled::Pending(away) }
@@ -269,10 +272,9 @@ async fn put_all(
     failed
 }
 
-async fn take_away(space: &SpaceCore, tier: &OpenTier, index: usize, left: &[&Wanted]) -> bool {
+async fn take_away(space: &SpaceCore, tier: &OpenTier, index: usize, left: &[StoredKey]) -> bool {
     let Some(counters) = space.counters.below_memory().get(index) else { return true };
-    let keys: Vec<_> = left.iter().map(|wanted| wanted.stored.clone()).collect();
-    tier.remove(&*space.core.runtime, counters, &keys).await.is_ok()
+    tier.remove(&*space.core.runtime, counters, left).await.is_ok()
 }
 
 /// Stores the value of a load in every tier below memory. A tier that fails is none
@@ -296,7 +298,7 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
         if let Some(tier) = space.core.tiers.get(index)
             && !tier.is_authority
             && !space.core.permits(ticket, &names)
-            && !take_away(space, tier, index, &[wanted]).await
+            && !take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await
         {
             space.core.hold_back(vec![Name::Key(Arc::clone(&wanted.name))]);
         }
@@ -314,7 +316,7 @@ pub(crate) async fn to_tier<V: Send + Sync + 'static>(
 ) {
     let Some(tier) = space.core.tiers.get(index) else { return };
     let fresh = Fresh { entry: Arc::clone(entry), encoded: encoded.cloned() };
-    let put = put(space, codec, wanted, &fresh, tier).flatten();
+    let put = put(space, codec, wanted, &fresh, tier);
     put_all(space, tier, index, vec![(wanted, put)]).await;
 }
 
@@ -428,15 +430,14 @@ fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fr
     Fresh { entry: Arc::new(Entry { value: encoded.value, meta }), encoded: encoded.bytes }
 }
 
-/// The frame of an entry for a tier: `None` if values of this space have no bytes,
-/// `Some(None)` if the tier does not take it.
+/// The frame of an entry for a tier; `None` if the tier does not take it.
 fn put<V>(
     space: &SpaceCore,
     codec: ValueCodec<V>,
     wanted: &Wanted,
     fresh: &Fresh<V>,
     tier: &OpenTier,
-) -> Option<Option<Put>> {
+) -> Option<Put> {
     let meta = &fresh.entry.meta;
     // Values of raw spaces are bytes whatever the tier prefers.
     let used = match (codec.preferred, tier.codec) {
@@ -448,7 +449,7 @@ fn put<V>(
         _ => (codec.encode)(&fresh.entry.value, used).ok()?,
     };
     if bytes.len() > tier.max_value_bytes {
-        return Some(None);
+        return None;
     }
     let core = &space.core;
     let written = meta.times.written().capped(core.clock.wall(), tier.max_ttl);
@@ -471,7 +472,7 @@ fn put<V>(
     }
     let tags = Arc::clone(&meta.tags);
     let (expires, stamp) = (written.end(), meta.stamp);
-    Some(Some(Put { key: wanted.stored.clone(), frame, expires, stamp, tags }))
+    Some(Put { key: wanted.stored.clone(), frame, expires, stamp, tags })
 }
 
 fn index_of(core: &Core, tier: &OpenTier) -> usize {
@@ -521,7 +522,8 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
             return Ok(false);
         }
         let names = Names { key: &wanted.name, space: &space.name, tags: &[] };
-        let appended = core.authority.append_if_unnamed(ticket.stamp, name.clone(), names).await?;
+        let append = core.authority.append_if_unnamed(ticket.stamp, name.clone(), names);
+        let appended = core.ask(append).await?;
         if let Some(appended) = appended {
             core.applied(std::slice::from_ref(&name), &appended).await;
             ticket.stamp = appended.position;
@@ -557,7 +559,8 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
         *there |= held;
     }
     let mut settled = invalidated.settled;
-    let stored: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
+    let mut stored: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
+    stored.extend(wanted.iter().flat_map(|wanted| of_other_types(space, wanted)));
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
         if tier.is_authority {
             let removed = there.iter().filter(|there| **there).count() as u64;
@@ -574,6 +577,18 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
         }
     }
     Ok((there.into_iter().map(u64::from).sum(), settled))
+}
+
+/// What stores that do not hear the ledger may hold under the same name in spaces of
+/// other types.
+fn of_other_types(space: &SpaceCore, wanted: &Wanted) -> Vec<StoredKey> {
+    let spaces = &space.core.spaces;
+    if spaces.numbers(&space.name).len() < 2 {
+        return Vec::new();
+    }
+    let name = Name::Key(Arc::clone(&wanted.name));
+    let stored = spaces.stored_keys(&name).into_iter();
+    stored.filter(|stored| *stored != wanted.stored).collect()
 }
 
 fn add_pending(settled: Settled, tier: &OpenTier) -> Settled {
@@ -602,7 +617,8 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         let keys = std::slice::from_ref(&wanted.stored);
         let frame =
             tier.read(&*core.runtime, counters, keys, &[&wanted.bytes]).await.pop().flatten();
-        let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, frame)) else {
+        let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, tier, frame))
+        else {
             continue;
         };
         found = true;
@@ -673,7 +689,7 @@ pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error
 /// all the same.
 async fn clear_stores(core: &Core, mut settled: Settled, prefix: &str) -> Settled {
     for (tier, counters) in core.tiers.iter().zip(core.spaces.unnamed().below_memory()) {
-        match tier.store.clear(prefix).await {
+        match tier.ask(&*core.runtime, tier.store.clear(prefix)).await {
             Ok(gone) => {
                 counters.removed.fetch_add(gone, Ordering::Relaxed);
             }
@@ -694,7 +710,7 @@ pub(crate) async fn clear_tier(core: &Arc<Core>, name: &str) -> Result<u64, Erro
         return Ok(memory.clear());
     }
     match core.tiers.iter().find(|tier| &*tier.name == name) {
-        Some(tier) => Ok(tier.store.clear("").await?),
+        Some(tier) => Ok(tier.ask(&*core.runtime, tier.store.clear("")).await?),
         None => Err(Error::NoSuchTier(name.into())),
     }
 }

@@ -148,7 +148,7 @@ impl DiskStore {
     async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
-        change: impl FnOnce(&mut Batch<'_>) -> rusqlite::Result<T> + Send + 'static,
+        change: impl FnMut(&mut Batch<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.shared.writer.run(doing, change).await
     }

@@ -60,7 +60,7 @@ impl Authority for DiskStore {
             if !is_unnamed(batch.connection, ticket, &names)? {
                 return Ok(None);
             }
-            append(batch, &[name]).map(Some)
+            append(batch, std::slice::from_ref(&name)).map(Some)
         }))
     }
 

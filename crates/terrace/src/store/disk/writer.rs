@@ -29,13 +29,42 @@ const SWEEP_AT_ONCE: i64 = 4096;
 /// Entries that one eviction deletes.
 const EVICT_AT_ONCE: i64 = 64;
 
-/// Applies a change, and returns how to tell its caller once it is committed.
-type Change = Box<dyn FnOnce(&mut Batch<'_>) -> rusqlite::Result<Report> + Send>;
-type Report = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// A change that waits for its transaction, and the caller who waits for the change.
+trait Change: Send {
+    /// Applies it; may be called again in another transaction if that one was undone.
+    fn apply(&mut self, batch: &mut Batch<'_>) -> rusqlite::Result<()>;
+    /// Tells the caller what became of it.
+    fn report(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+struct Waiting<T, F> {
+    change: F,
+    output: Option<T>,
+    answer: oneshot::Sender<Result<T, StoreError>>,
+    doing: &'static str,
+}
+
+impl<T, F> Change for Waiting<T, F>
+where
+    T: Send,
+    F: FnMut(&mut Batch<'_>) -> rusqlite::Result<T> + Send,
+{
+    fn apply(&mut self, batch: &mut Batch<'_>) -> rusqlite::Result<()> {
+        self.output = Some((self.change)(batch)?);
+        Ok(())
+    }
+
+    fn report(self: Box<Self>, outcome: Result<(), StoreError>) {
+        let Self { output, answer, doing, .. } = *self;
+        let missing = StoreError::new(StoreErrorKind::Other, doing);
+        // Whoever asked may be gone; the change stands all the same.
+        let _ = answer.send(outcome.and_then(|()| output.ok_or(missing)));
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Writer {
-    changes: Mutex<Option<mpsc::Sender<Change>>>,
+    changes: Mutex<Option<mpsc::Sender<Box<dyn Change>>>>,
     ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     closed: AtomicBool,
 }
@@ -63,21 +92,15 @@ impl Writer {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
-        change: impl FnOnce(&mut Batch<'_>) -> rusqlite::Result<T> + Send + 'static,
+        change: impl FnMut(&mut Batch<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let closed = || StoreError::new(StoreErrorKind::Closed, doing);
         let (answer, answered) = oneshot::channel();
-        let change: Change = Box::new(move |batch| {
-            let output = change(batch)?;
-            Ok(Box::new(move |committed| {
-                let _ = answer.send(committed.map(|()| output));
-            }))
-        });
+        let waiting = Box::new(Waiting { change, output: None, answer, doing });
         let changes = self.changes.lock().clone().ok_or_else(closed)?;
-        changes.send(change).await.map_err(|_| closed())?;
+        changes.send(waiting).await.map_err(|_| closed())?;
         drop(changes);
-        // The writer drops a change that failed without a word: its batch was undone.
-        answered.await.unwrap_or_else(|_| Err(StoreError::new(StoreErrorKind::Other, doing)))
+        answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -96,48 +119,57 @@ impl Writer {
 
 fn write_all(
     mut connection: Connection,
-    mut queue: mpsc::Receiver<Change>,
+    mut queue: mpsc::Receiver<Box<dyn Change>>,
     max_bytes: u64,
     evicted: &AtomicU64,
 ) {
     let mut waiting = Vec::with_capacity(LARGEST_BATCH);
     while queue.blocking_recv_many(&mut waiting, LARGEST_BATCH) > 0 {
-        let mut reports = Vec::with_capacity(waiting.len());
-        let outcome = write_batch(&mut connection, &mut waiting, &mut reports, max_bytes, evicted);
-        if let Err(error) = &outcome {
-            tracing::warn!(%error, "the disk tier could not write");
+        let outcome = write_batch(&mut connection, &mut waiting, max_bytes, evicted);
+        if outcome.is_ok() || waiting.len() == 1 {
+            waiting.drain(..).for_each(|change| change.report(outcome.clone()));
+            continue;
         }
-        for report in reports {
-            report(outcome.as_ref().map(|_| ()).map_err(StoreError::clone));
+        // One that fails must not take the others with it: each for itself now.
+        for mut change in waiting.drain(..) {
+            let alone = std::slice::from_mut(&mut change);
+            let outcome = write_batch(&mut connection, alone, max_bytes, evicted);
+            change.report(outcome);
         }
-        waiting.clear();
     }
     // The last to go leaves a database without a journal to replay.
-    if let Err(error) =
-        connection.execute_batch("PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE);")
-    {
+    let last = connection.execute_batch("PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE);");
+    if let Err(error) = last {
         tracing::debug!(%error, "the journal stays until the next start");
     }
 }
 
 fn write_batch(
     connection: &mut Connection,
-    changes: &mut Vec<Change>,
-    reports: &mut Vec<Report>,
+    changes: &mut [Box<dyn Change>],
     max_bytes: u64,
     evicted: &AtomicU64,
 ) -> Result<(), StoreError> {
-    let failed = |error| failed("write to the disk tier", error);
-    let transaction =
-        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-    let mut batch = Batch { connection: &transaction, entries: 0, bytes: 0 };
-    for change in changes.drain(..) {
-        reports.push(change(&mut batch).map_err(failed)?);
-    }
-    let gone = batch.finish(max_bytes).map_err(failed)?;
-    transaction.commit().map_err(failed)?;
+    let outcome = try_batch(connection, changes, max_bytes);
+    let gone = outcome.map_err(|error| failed("write to the disk tier", error))?;
     evicted.fetch_add(gone, Ordering::Relaxed);
     Ok(())
+}
+
+/// Applies all changes or none; returns how many entries had to make room.
+fn try_batch(
+    connection: &mut Connection,
+    changes: &mut [Box<dyn Change>],
+    max_bytes: u64,
+) -> rusqlite::Result<u64> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut batch = Batch { connection: &transaction, entries: 0, bytes: 0 };
+    for change in changes {
+        change.apply(&mut batch)?;
+    }
+    let gone = batch.finish(max_bytes)?;
+    transaction.commit()?;
+    Ok(gone)
 }
 
 /// The transaction that changes are applied to, and what they add up to.

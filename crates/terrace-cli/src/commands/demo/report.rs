@@ -8,6 +8,8 @@ use comfy_table::presets::{ASCII_FULL_CONDENSED, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use crate::output::{BOLD, GREEN, RED, Style, YELLOW, grouped, printable, separated};
+
 /// Everything that the demonstration measured.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct DemoReport {
@@ -17,12 +19,14 @@ pub(crate) struct DemoReport {
     pub(crate) queries: u64,
     /// How many of them the source did not have to answer.
     pub(crate) loads_saved: u64,
-    /// Reads that memory answered.
+    /// The compared queries, read from memory.
     pub(crate) memory: TierReads,
-    /// Reads that the disk answered.
+    /// The same queries, read from disk.
     pub(crate) disk: TierReads,
-    /// Reads that only the source could answer.
+    /// The same queries, asked at the source itself.
     pub(crate) source: Reads,
+    /// The same, by kind of query.
+    pub(crate) kinds: Vec<Kind>,
     /// What became of many callers at once on one cold key.
     pub(crate) stampede: Stampede,
     /// The parts of the demonstration, in their order.
@@ -57,6 +61,25 @@ pub(crate) struct TierReads {
     pub(crate) times_faster: Option<f64>,
 }
 
+/// One kind of query in each tier. Times are what half of them did not exceed, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Kind {
+    /// What is asked for.
+    pub(crate) name: &'static str,
+    /// How many queries of this kind were compared.
+    pub(crate) reads: u64,
+    /// At the source.
+    pub(crate) source_p50_us: Option<f64>,
+    /// On disk.
+    pub(crate) disk_p50_us: Option<f64>,
+    /// In memory.
+    pub(crate) memory_p50_us: Option<f64>,
+    /// How many times faster disk is than the source.
+    pub(crate) disk_times_faster: Option<f64>,
+    /// How many times faster memory is than the source.
+    pub(crate) memory_times_faster: Option<f64>,
+}
+
 /// Many callers at once on one cold key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Stampede {
@@ -81,8 +104,10 @@ pub(crate) struct Phase {
     pub(crate) from_memory: u64,
     /// How many the disk answered.
     pub(crate) from_disk: u64,
-    /// How many the source had to answer.
+    /// How many the source had to answer: its own count.
     pub(crate) from_source: u64,
+    /// How many waited for an answer that another caller had asked the source for.
+    pub(crate) shared: u64,
 }
 
 impl Reads {
@@ -103,39 +128,39 @@ impl TierReads {
     /// The reads of a tier that was asked `asked` times and had `hits` of them, compared with the
     /// reads of the source.
     pub(crate) fn new(reads: Reads, hits: u64, asked: u64, source: &Reads) -> Self {
-        let own = reads.p50_us.filter(|&own| own > 0.0);
         Self {
             reads,
             hit_rate: share(hits, asked),
-            times_faster: own.zip(source.p50_us).map(|(own, source)| source / own),
+            times_faster: times_faster(reads.p50_us, source.p50_us),
         }
     }
 }
 
-/// How the text looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Style {
-    /// Box lines and arrows; plain ASCII otherwise. For a terminal.
-    pub(crate) unicode: bool,
-    /// ANSI colours.
-    pub(crate) colour: bool,
+impl Kind {
+    /// The p50 of each tier, compared.
+    pub(crate) fn new(
+        name: &'static str,
+        reads: u64,
+        source_p50_us: Option<f64>,
+        disk_p50_us: Option<f64>,
+        memory_p50_us: Option<f64>,
+    ) -> Self {
+        Self {
+            name,
+            reads,
+            source_p50_us,
+            disk_p50_us,
+            memory_p50_us,
+            disk_times_faster: times_faster(disk_p50_us, source_p50_us),
+            memory_times_faster: times_faster(memory_p50_us, source_p50_us),
+        }
+    }
 }
 
-impl Style {
-    /// Wraps text into an ANSI style such as [`BOLD`], if colours are wanted.
-    fn paint(self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
-    }
-
-    fn arrow(self) -> &'static str {
-        if self.unicode { "→" } else { "->" }
-    }
+/// How many times faster the first is, if both were measured.
+fn times_faster(own: Option<f64>, source: Option<f64>) -> Option<f64> {
+    own.filter(|&own| own > 0.0).zip(source).map(|(own, source)| source / own)
 }
-
-const BOLD: &str = "1";
-const RED: &str = "31";
-const GREEN: &str = "32";
-const YELLOW: &str = "33";
 
 /// The names of the tiers in the table, and their colours.
 const TIERS: [(&str, &str); 3] = [("memory", GREEN), ("disk", YELLOW), ("source", RED)];
@@ -164,22 +189,24 @@ pub(crate) fn percentile(nanos: &mut [u64], share: f64) -> Option<u64> {
 
 /// The report as text for people, at most 80 columns wide, with a line break at the end.
 pub(crate) fn render(report: &DemoReport, style: Style) -> String {
-    let sections =
-        [tiers(report, style), facts(report, style), phases(report, style), read_next(style)];
+    let sections = [
+        tiers(report, style),
+        kinds(report, style),
+        facts(report, style),
+        phases(report, style),
+        read_next(style),
+    ];
     sections.join("\n")
 }
 
 /// The table of the tiers.
 fn tiers(report: &DemoReport, style: Style) -> String {
     let row = |name: &str, reads: &Reads, faster: String| {
-        let time = |time: Option<f64>| time.map_or_else(|| "-".to_owned(), duration);
         let (p50, p99) = (time(reads.p50_us), time(reads.p99_us));
         let thousand = time(reads.read_1000_ms.map(|ms| ms * 1e3));
         [name.to_owned(), grouped(reads.reads), p50, p99, thousand, faster]
     };
-    let tier = |name: &str, tier: &TierReads| {
-        row(name, &tier.reads, tier.times_faster.map_or_else(|| "-".to_owned(), digits))
-    };
+    let tier = |name: &str, tier: &TierReads| row(name, &tier.reads, times(tier.times_faster));
     let lines = table(
         ["tier", "reads", "p50", "p99", "1,000 reads", "times faster\nthan the source"],
         &[
@@ -189,7 +216,7 @@ fn tiers(report: &DemoReport, style: Style) -> String {
         ],
         style,
     );
-    let mut text = style.paint(BOLD, "Reads, by the tier that answered");
+    let mut text = style.paint(BOLD, "The same queries in each tier, one after the other");
     text.push('\n');
     for row in lines {
         let tier = TIERS.into_iter().find_map(|(name, code)| {
@@ -199,6 +226,32 @@ fn tiers(report: &DemoReport, style: Style) -> String {
             Some(format!("{border}{}{}", style.paint(code, name), rest.strip_prefix(name)?))
         });
         line(&mut text, tier.unwrap_or(row));
+    }
+    text
+}
+
+/// The table of the kinds of queries.
+fn kinds(report: &DemoReport, style: Style) -> String {
+    let mut text = style.paint(BOLD, "By kind of query: p50 in each tier");
+    text.push('\n');
+    let rows: Vec<_> = report
+        .kinds
+        .iter()
+        .map(|kind| {
+            [
+                kind.name.to_owned(),
+                grouped(kind.reads),
+                time(kind.source_p50_us),
+                time(kind.disk_p50_us),
+                times(kind.disk_times_faster),
+                time(kind.memory_p50_us),
+                times(kind.memory_times_faster),
+            ]
+        })
+        .collect();
+    let header = ["query", "reads", "source", "disk", "times\nfaster", "memory", "times\nfaster"];
+    for row in table(header, &rows, style) {
+        line(&mut text, row);
     }
     text
 }
@@ -224,14 +277,14 @@ fn facts(report: &DemoReport, style: Style) -> String {
             format!(
                 "{} at once on one cold key {} {} in {}",
                 counted(callers, "caller"),
-                style.arrow(),
+                if style.unicode { "→" } else { "->" },
                 style.paint(if loads == 1 { GREEN } else { RED }, &counted(loads, "load")),
                 duration(ms * 1e3),
             ),
         ),
     ];
     if let Some(directory) = &report.directory {
-        facts.push(("Files", directory.clone()));
+        facts.push(("Files", printable(directory).into_owned()));
     }
     let mut text = String::new();
     for (name, fact) in facts {
@@ -255,10 +308,11 @@ fn phases(report: &DemoReport, style: Style) -> String {
                 grouped(phase.from_memory),
                 grouped(phase.from_disk),
                 grouped(phase.from_source),
+                grouped(phase.shared),
             ]
         })
         .collect();
-    let header = ["phase", "queries", "time", "memory", "disk", "source"];
+    let header = ["phase", "queries", "time", "memory", "disk", "source", "shared"];
     for row in table(header, &rows, style) {
         line(&mut text, row);
     }
@@ -295,6 +349,16 @@ fn table<const N: usize>(header: [&str; N], rows: &[[String; N]], style: Style) 
 /// A part of a whole, from 0 to 1; `None` if the whole is nothing.
 fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+/// A time in microseconds as text, if there is one.
+fn time(time: Option<f64>) -> String {
+    time.map_or_else(|| "-".to_owned(), duration)
+}
+
+/// How many times faster something is as text, if that is known.
+fn times(times: Option<f64>) -> String {
+    times.map_or_else(|| "-".to_owned(), digits)
 }
 
 /// A time in the unit that suits it, with three digits: `85 ns`, `1.25 us`, `37.0 ms`.
@@ -335,23 +399,6 @@ fn counted(number: u64, what: &str) -> String {
     }
 }
 
-/// A number with thousands separators: `28,298`.
-fn grouped(number: u64) -> String {
-    separated(&number.to_string())
-}
-
-/// Puts thousands separators between digits.
-fn separated(digits: &str) -> String {
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::Value;
@@ -371,6 +418,10 @@ mod tests {
             memory: TierReads::new(reads(2, 113), 15_321, 20_000, &source),
             disk: TierReads::new(reads(400, 21_400), 2_802, 4_679, &source),
             source,
+            kinds: vec![
+                Kind::new("airport", 40, Some(16.0), Some(4.0), Some(0.16)),
+                Kind::new("nearest", 60, Some(10_000.0), Some(5.0), None),
+            ],
             stampede: Stampede { callers: 1000, loads: 1, ms: 6.125 },
             phases: vec![
                 Phase {
@@ -379,7 +430,8 @@ mod tests {
                     seconds: 12.3456,
                     from_memory: 8_000,
                     from_disk: 0,
-                    from_source: 2_000,
+                    from_source: 1_990,
+                    shared: 10,
                 },
                 Phase {
                     name: "after a restart".into(),
@@ -388,6 +440,7 @@ mod tests {
                     from_memory: 7_321,
                     from_disk: 2_679,
                     from_source: 0,
+                    shared: 0,
                 },
             ],
             directory: Some("/tmp/demo".into()),
@@ -437,13 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_separators() {
-        for (number, text) in
-            [(0, "0"), (999, "999"), (1_000, "1,000"), (28_298, "28,298"), (1_234_567, "1,234,567")]
-        {
-            assert_eq!(grouped(number), text);
-        }
-        assert_eq!(grouped(u64::MAX), "18,446,744,073,709,551,615");
+    fn numbers_have_three_digits_and_a_plural() {
         assert_eq!(digits(1.0), "1.00");
         assert_eq!(digits(50_000.4), "50,000");
         assert_eq!(counted(1, "load"), "1 load");
@@ -484,7 +531,9 @@ mod tests {
         assert_eq!((&json["queries"], &json["rows"]), (&20_000.into(), &28_298.into()));
         assert_eq!(json["directory"], "/tmp/demo");
         assert_eq!(json["phases"][1]["name"], "after a restart");
-        for name in ["queries", "seconds", "from_memory", "from_disk", "from_source"] {
+        assert_eq!(json["kinds"][0]["memory_times_faster"], 100.0);
+        assert_eq!(json["kinds"][1]["memory_times_faster"], Value::Null);
+        for name in ["queries", "seconds", "from_memory", "from_disk", "from_source", "shared"] {
             assert!(json["phases"][0][name].is_number(), "{name}");
         }
     }
@@ -540,7 +589,7 @@ mod tests {
     }
 
     const PLAIN: &str = "\
-Reads, by the tier that answered
+The same queries in each tier, one after the other
 +--------+-------+---------+---------+-------------+-----------------+
 | tier   | reads |     p50 |     p99 | 1,000 reads |    times faster |
 |        |       |         |         |             | than the source |

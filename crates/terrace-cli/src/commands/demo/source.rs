@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params, params_fro
 use serde::{Deserialize, Serialize};
 
 /// The airports, compressed; `data/README.md` says where they come from.
-const DATA: &[u8] = include_bytes!("../../data/airports.csv.zst");
+const DATA: &[u8] = include_bytes!("../../../data/airports.csv.zst");
 
 /// How many airports [`DATA`] holds.
 pub(crate) const ROWS: u64 = 28_298;

@@ -1,0 +1,12 @@
+//! Terrace beside other caches: the same keys and values, interleaved in one process.
+//!
+//! `README.md` says how to read what comes out, and how every engine is set up and why.
+
+pub mod counting;
+pub mod engines;
+pub mod harness;
+pub mod load;
+pub mod report;
+pub mod statistics;
+pub mod suites;
+pub mod versions;

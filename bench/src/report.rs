@@ -1,0 +1,246 @@
+//! What is reported: lines of JSON for programs, tables for people, and a page with plots.
+
+mod html;
+mod table;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::harness::{Case, Metric, OURS, Outcome};
+use crate::statistics::{Estimate, rounded};
+
+/// One line of JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Record {
+    /// What an engine measured: the median of the rounds.
+    Value {
+        suite: String,
+        case: String,
+        engine: String,
+        version: String,
+        metric: String,
+        value: f64,
+        unit: String,
+    },
+    /// Ours beside theirs, above 1 if ours is better: the median of the rounds and its interval.
+    Ratio {
+        suite: String,
+        case: String,
+        engine: String,
+        against: String,
+        metric: String,
+        value: f64,
+        low: f64,
+        high: f64,
+    },
+    /// An engine that could not run.
+    Skipped {
+        suite: String,
+        case: String,
+        engine: String,
+        version: String,
+        metric: String,
+        reason: String,
+    },
+}
+
+impl Record {
+    #[must_use]
+    pub fn value(case: &Case, engine: &str, version: &str, metric: Metric, value: f64) -> Self {
+        Self::Value {
+            suite: case.suite.into(),
+            case: case.name.into(),
+            engine: engine.into(),
+            version: version.into(),
+            metric: metric.name.into(),
+            value,
+            unit: metric.unit.into(),
+        }
+    }
+
+    #[must_use]
+    pub fn ratio(case: &Case, against: &str, found: Estimate) -> Self {
+        Self::Ratio {
+            suite: case.suite.into(),
+            case: case.name.into(),
+            engine: OURS.into(),
+            against: against.into(),
+            metric: "ratio".into(),
+            value: rounded(found.median),
+            low: rounded(found.low),
+            high: rounded(found.high),
+        }
+    }
+
+    #[must_use]
+    pub fn skipped(case: &Case, engine: &str, version: &str, error: &anyhow::Error) -> Self {
+        Self::Skipped {
+            suite: case.suite.into(),
+            case: case.name.into(),
+            engine: engine.into(),
+            version: version.into(),
+            metric: "skipped".into(),
+            reason: format!("{error:#}"),
+        }
+    }
+
+    fn case(&self) -> &str {
+        match self {
+            Self::Value { case, .. } | Self::Ratio { case, .. } | Self::Skipped { case, .. } => {
+                case
+            }
+        }
+    }
+}
+
+/// How a comparison came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ahead,
+    /// The interval holds 1: this run does not tell.
+    Level,
+    Behind,
+}
+
+impl Verdict {
+    fn of(low: f64, high: f64) -> Self {
+        if low > 1.0 {
+            Self::Ahead
+        } else if high < 1.0 {
+            Self::Behind
+        } else {
+            Self::Level
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ahead => "ahead",
+            Self::Level => "level",
+            Self::Behind => "BEHIND",
+        }
+    }
+}
+
+/// Shows cases as they come in, and keeps them for the end.
+#[derive(Debug)]
+pub struct Report {
+    title: String,
+    is_json: bool,
+    records: Vec<Record>,
+}
+
+impl Report {
+    #[must_use]
+    pub fn new(title: String, is_json: bool) -> Self {
+        Self { title, is_json, records: Vec::new() }
+    }
+
+    /// Shows what came of a case.
+    ///
+    /// # Errors
+    /// Nobody reads it any more.
+    pub fn add(&mut self, case: &str, outcome: Outcome) -> Result<()> {
+        let mut out = io::stdout().lock();
+        if self.is_json {
+            for record in &outcome.records {
+                writeln!(out, "{}", serde_json::to_string(record)?)?;
+            }
+        } else {
+            writeln!(out, "{}", table::case(case, &outcome))?;
+        }
+        out.flush()?;
+        self.records.extend(outcome.records);
+        Ok(())
+    }
+
+    /// Sums up for people.
+    ///
+    /// # Errors
+    /// Nobody reads it any more.
+    pub fn finish(&self) -> Result<()> {
+        if !self.is_json {
+            writeln!(io::stdout(), "{}", table::summary(&self.records))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the page with plots.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_html(&self, file: &Path) -> Result<()> {
+        fs::write(file, html::page(&self.title, &self.records))
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+/// A number as people read it.
+fn shown(value: f64) -> String {
+    let digits = match value.abs() {
+        size if size == 0.0 || size >= 100.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 => 2,
+        size if size >= 0.001 => 3,
+        _ => 6,
+    };
+    format!("{value:.digits$}")
+}
+
+/// What each of `values` is first, in the order in which they come.
+fn distinct<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = Vec::new();
+    for value in values {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+    }
+    seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Better;
+
+    const CASE: Case = Case { suite: "memory", name: "hit", metrics: &[] };
+    const MOPS: Metric = Metric { name: "mops", unit: "Mops/s", better: Better::Higher };
+
+    #[test]
+    fn lines_are_as_promised() {
+        let value = Record::value(&CASE, "quick_cache", "0.7.0", MOPS, 33.1);
+        let ratio = Record::ratio(&CASE, "moka", Estimate { median: 1.62, low: 1.55, high: 1.7 });
+        let skipped = Record::skipped(&CASE, "moka", "0.12", &anyhow::anyhow!("no room"));
+        let expected = [
+            r#"{"suite":"memory","case":"hit","engine":"quick_cache","version":"0.7.0","metric":"mops","value":33.1,"unit":"Mops/s"}"#,
+            r#"{"suite":"memory","case":"hit","engine":"terrace","against":"moka","metric":"ratio","value":1.62,"low":1.55,"high":1.7}"#,
+            r#"{"suite":"memory","case":"hit","engine":"moka","version":"0.12","metric":"skipped","reason":"no room"}"#,
+        ];
+        for (record, expected) in [value, ratio, skipped].into_iter().zip(expected) {
+            let line = serde_json::to_string(&record).unwrap();
+            assert_eq!(line, expected);
+            assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn an_interval_around_one_is_no_verdict() {
+        assert_eq!(Verdict::of(1.01, 1.2), Verdict::Ahead);
+        assert_eq!(Verdict::of(0.9, 1.1), Verdict::Level);
+        assert_eq!(Verdict::of(0.8, 0.99), Verdict::Behind);
+    }
+
+    #[test]
+    fn a_page_has_a_bar_for_each_engine_and_hides_no_tags() {
+        let value = |engine| Record::value(&CASE, engine, "1", MOPS, 2.0);
+        let ratio = Record::ratio(&CASE, "<b>", Estimate { median: 2.0, low: 1.0, high: 3.0 });
+        let page = html::page("memory", &[value("terrace"), value("<b>"), ratio]);
+        assert_eq!(page.matches("class=\"bar").count(), 2);
+        assert!(page.contains("&lt;b>") && !page.contains("<b>"));
+    }
+}

@@ -1,0 +1,126 @@
+//! Tables for people.
+
+use std::fmt::Write as _;
+
+use super::{Record, Verdict, distinct, shown};
+use crate::harness::Outcome;
+
+/// A case: who measured what, and how ours compares.
+pub(super) fn case(name: &str, outcome: &Outcome) -> String {
+    let records = &outcome.records;
+    let metrics = distinct(records.iter().filter_map(|record| match record {
+        Record::Value { metric, .. } => Some(metric.as_str()),
+        _ => None,
+    }));
+    let engines = distinct(records.iter().filter_map(|record| match record {
+        Record::Value { engine, .. } | Record::Skipped { engine, .. } => Some(engine.as_str()),
+        Record::Ratio { .. } => None,
+    }));
+
+    let mut rows = vec![vec!["engine".to_owned(), "version".to_owned()]];
+    rows[0].extend(metrics.iter().map(|metric| heading(metric, records)));
+    rows[0].push("terrace against it (95 % interval)".to_owned());
+    rows.extend(engines.iter().map(|engine| row(engine, &metrics, records)));
+
+    let rounds = outcome.rounds.map_or(String::new(), |rounds| format!(", {rounds} rounds"));
+    format!("{name}{rounds}\n{}", aligned(&rows, 2 + metrics.len()))
+}
+
+fn heading(metric: &str, records: &[Record]) -> String {
+    let unit = records.iter().find_map(|record| match record {
+        Record::Value { metric: of, unit, .. } if of == metric => Some(unit.as_str()),
+        _ => None,
+    });
+    match unit {
+        Some(unit) if !metric.contains(unit) => format!("{metric} ({unit})"),
+        _ => metric.to_owned(),
+    }
+}
+
+fn row(name: &str, metrics: &[&str], records: &[Record]) -> Vec<String> {
+    let mut row = vec![name.to_owned(), String::new()];
+    row.resize(2 + metrics.len(), "-".to_owned());
+    let mut notes = Vec::new();
+    for record in records {
+        match record {
+            Record::Value { engine, version, metric, value, .. } if engine == name => {
+                row[1].clone_from(version);
+                if let Some(index) = metrics.iter().position(|of| of == metric) {
+                    row[2 + index] = shown(*value);
+                }
+            }
+            Record::Ratio { against, value, low, high, .. } if against == name => {
+                let word = Verdict::of(*low, *high).word();
+                notes.push(format!(
+                    "{} ({} to {}) {word}",
+                    shown(*value),
+                    shown(*low),
+                    shown(*high)
+                ));
+            }
+            Record::Skipped { engine, version, reason, .. } if engine == name => {
+                row[1].clone_from(version);
+                notes.push(format!("skipped: {reason}"));
+            }
+            _ => {}
+        }
+    }
+    row.push(notes.join("; "));
+    row
+}
+
+/// What is won, what is lost, and what this run cannot tell.
+pub(super) fn summary(records: &[Record]) -> String {
+    let mut lists = [Verdict::Ahead, Verdict::Level, Verdict::Behind].map(|of| (of, Vec::new()));
+    let mut skipped = Vec::new();
+    for record in records {
+        match record {
+            Record::Ratio { case, against, value, low, high, .. } => {
+                let verdict = Verdict::of(*low, *high);
+                for (of, list) in &mut lists {
+                    if *of == verdict {
+                        list.push(format!("  {case} against {against}: {}", shown(*value)));
+                    }
+                }
+            }
+            Record::Skipped { case, engine, .. } => skipped.push(format!("  {case}: {engine}")),
+            Record::Value { .. } => {}
+        }
+    }
+    let [(_, ahead), (_, level), (_, behind)] = lists;
+    let all = ahead.len() + level.len() + behind.len();
+    let mut text = format!("Of {all} comparisons, terrace is ahead in {}.\n", ahead.len());
+    for (title, list) in [
+        ("Behind", behind),
+        ("Level: the interval holds 1, so this run does not tell", level),
+        ("Skipped", skipped),
+    ] {
+        if !list.is_empty() {
+            // Writing to a text cannot fail.
+            let _ = writeln!(text, "{title}:\n{}", list.join("\n"));
+        }
+    }
+    text
+}
+
+/// Rows in columns: text to the left, and from the third to the `numbers`th to the right.
+fn aligned(rows: &[Vec<String>], numbers: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let _ = if (2..numbers).contains(&column) {
+                write!(line, "  {cell:>width$}")
+            } else {
+                write!(line, "  {cell:<width$}")
+            };
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}

@@ -1,0 +1,89 @@
+//! The suites.
+
+pub mod disk;
+pub mod footprint;
+pub mod hit_path;
+pub mod memory;
+pub mod stampede;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::harness::Pace;
+use crate::report::Report;
+
+/// What a run is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// A minute for the suite at most, instead of about five.
+    pub quick: bool,
+    /// This case and no other.
+    pub only: Option<String>,
+}
+
+impl Request {
+    #[must_use]
+    pub fn wants(&self, case: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == case)
+    }
+
+    /// The time for one of so many cases. Rounds that have begun are finished, and engines are
+    /// built outside of it, which is why it is less than what a suite may take.
+    #[must_use]
+    pub fn pace(&self, cases: usize) -> Pace {
+        let suite = Duration::from_secs(if self.quick { 24 } else { 270 });
+        Pace::new(suite / u32::try_from(cases).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// `quick` or `full`, as this run is.
+    #[must_use]
+    pub fn size(&self, quick: usize, full: usize) -> usize {
+        if self.quick { quick } else { full }
+    }
+}
+
+/// Cases that belong together.
+pub struct Suite {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub cases: &'static [&'static str],
+    pub run: fn(&Request, &mut Report) -> Result<()>,
+}
+
+/// The suites that are here.
+pub const SUITES: &[Suite] = &[
+    Suite {
+        name: memory::SUITE,
+        about: "reads and inserts in memory, millions a second",
+        cases: memory::CASES,
+        run: memory::run,
+    },
+    Suite {
+        name: footprint::SUITE,
+        about: "bytes and allocations that an entry costs besides itself",
+        cases: footprint::CASES,
+        run: footprint::run,
+    },
+    Suite {
+        name: hit_path::SUITE,
+        about: "a read with a loader that finds its value in memory",
+        cases: hit_path::CASES,
+        run: hit_path::run,
+    },
+    Suite {
+        name: stampede::SUITE,
+        about: "many callers at once for one missing value",
+        cases: stampede::CASES,
+        run: stampede::run,
+    },
+    Suite {
+        name: disk::SUITE,
+        about: "reads and writes of the disk tier",
+        cases: disk::CASES,
+        run: disk::run,
+    },
+];
+
+/// The suites that come with the parts that they measure.
+pub const LATER: &[&str] = &["hit-ratio", "redis", "tags", "sql", "http"];

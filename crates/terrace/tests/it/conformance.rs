@@ -1,0 +1,1 @@
+//! The stores that come with Terrace pass the kits for everybody's.

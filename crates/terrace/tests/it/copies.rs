@@ -1,0 +1,1 @@
+//! Copies between tiers lengthen no life and change no stamp.

@@ -1,0 +1,1 @@
+//! The disk tier: its settings, its bounds, and what it does with what it finds.

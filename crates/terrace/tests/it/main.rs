@@ -1,0 +1,21 @@
+//! Tests of the whole cache: one file per hazard.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has to say so and stop"
+)]
+
+mod bomb;
+mod conformance;
+mod copies;
+mod damaged;
+mod disk;
+mod golden_frame;
+mod keys;
+mod model;
+mod restart;
+mod support;

@@ -1,0 +1,1 @@
+//! What a new start finds, after an orderly end and after a kill.

@@ -1,0 +1,171 @@
+//! What several files of this binary need: counts, seeds, limits, and caches to test.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use terrace::{Disk, Memory, Terrace, Tier};
+use terrace_test::MapStore;
+
+/// Whether the full counts of docs/reliability.md are wanted.
+pub(crate) fn is_full() -> bool {
+    std::env::var_os("TERRACE_FULL").is_some()
+}
+
+/// A count of docs/reliability.md.
+pub(crate) fn count(everyday: usize, full: usize) -> usize {
+    if is_full() { full } else { everyday }
+}
+
+/// A time limit of docs/reliability.md: the everyday run may take three times as long.
+pub(crate) fn limit(time: Duration) -> Duration {
+    if is_full() { time } else { 3 * time }
+}
+
+/// Milliseconds.
+pub(crate) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// What `work` brings; a test in which it never ends says so and stops.
+pub(crate) async fn ends<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(30), work).await {
+        Ok(output) => output,
+        Err(_) => panic!("hung: {what}"),
+    }
+}
+
+/// Waits until `is_true` says so; a test in which that does not come true says so.
+pub(crate) async fn eventually(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
+    let deadline = Duration::from_secs(10);
+    let came_true = tokio::time::timeout(deadline, async {
+        while !is_true().await {
+            tokio::time::sleep(ms(1)).await;
+        }
+    });
+    assert!(came_true.await.is_ok(), "not within {deadline:?}: {what}");
+}
+
+/// Random choices that the same seed makes again. The seed is in the output of a
+/// test that fails; `TERRACE_SEED` sets it.
+pub(crate) fn random(what: &str) -> fastrand::Rng {
+    let given = std::env::var("TERRACE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    println!("{what}: TERRACE_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
+/// `work`, given up after its `polls`-th poll.
+///
+/// It is polled when it asks to be, so that each number of polls is another point in
+/// its life at which its caller leaves. `None`: it was given up.
+pub(crate) async fn poll_and_drop<T>(polls: usize, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = Box::pin(work);
+    let mut left = polls;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match work.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// One poll, by a caller that goes on to other things.
+pub(crate) async fn poll_once<F: Future + ?Sized>(mut work: Pin<&mut F>) -> Poll<F::Output> {
+    std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await
+}
+
+/// Gives every task that can run the chance to, many times over.
+pub(crate) async fn let_others_run() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Which tiers a cache has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Memory,
+    MemoryAndDisk,
+    Disk,
+    MemoryAndMap,
+}
+
+impl Layout {
+    /// Those that keep what they are given beyond memory, and that alone.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Memory, Self::MemoryAndDisk, Self::Disk, Self::MemoryAndMap];
+
+    pub(crate) fn has_memory(self) -> bool {
+        self != Self::Disk
+    }
+}
+
+/// A cache to test, with what it stands on.
+pub(crate) struct Bed {
+    pub(crate) terrace: Terrace,
+    pub(crate) directory: TempDir,
+    pub(crate) map: Arc<MapStore>,
+}
+
+impl Bed {
+    pub(crate) async fn new(layout: Layout) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let map = Arc::new(MapStore::new());
+        let mut builder = Terrace::builder();
+        if layout.has_memory() {
+            builder = builder.memory(Memory::bytes(64 << 20));
+        }
+        builder = match layout {
+            Layout::Memory => builder,
+            Layout::MemoryAndDisk | Layout::Disk => {
+                builder.tier("disk", Disk::at(directory.path()))
+            }
+            Layout::MemoryAndMap => builder.tier("map", Tier::shared(Arc::clone(&map) as _)),
+        };
+        let terrace = builder.build().await.expect("a cache");
+        Self { terrace, directory, map }
+    }
+}
+
+impl Deref for Bed {
+    type Target = Terrace;
+    fn deref(&self) -> &Terrace {
+        &self.terrace
+    }
+}
+
+/// Two caches over one directory, as two processes would be.
+pub(crate) async fn twins(directory: &TempDir) -> [Terrace; 2] {
+    let build = async || {
+        Terrace::builder()
+            .memory(Memory::bytes(64 << 20))
+            .tier("disk", Disk::at(directory.path()))
+            .build()
+            .await
+            .expect("a cache")
+    };
+    [build().await, build().await]
+}
+
+/// The error of loaders that fail.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Refused(pub(crate) u64);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "refused {}", self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
