@@ -65,7 +65,8 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
     /// Adds `by` to the counter `key` and returns the sum; a counter that is not
     /// there, or has lapsed at `now`, counts from 0 and lapses at `expires`.
     ///
-    /// A line that names the key, or its space, or everything, drops the counter.
+    /// A line that names the key, a prefix of it, its space, or everything drops the
+    /// counter.
     fn count<'a>(
         &'a self,
         key: &'a Arc<str>,
@@ -91,6 +92,9 @@ pub struct Appended {
 /// and it applies each line as it appends it.
 const LOCAL_LINES: usize = 1024;
 
+/// How many counters are begun between two looks for lapsed ones.
+const FORGET_LAPSED_EVERY: u64 = 1024;
+
 /// The ledger of one process: nobody else shares it, and it ends with the process.
 #[derive(Debug)]
 pub struct LocalAuthority {
@@ -101,6 +105,7 @@ pub struct LocalAuthority {
 struct Local {
     record: Record,
     counters: BTreeMap<Arc<str>, Counter>,
+    begun: u64,
 }
 
 #[derive(Debug)]
@@ -114,7 +119,7 @@ impl LocalAuthority {
     #[must_use]
     pub fn new(incarnation: u64) -> Self {
         let record = Record::new(incarnation, LOCAL_LINES, Limits::default());
-        Self { state: Mutex::new(Local { record, counters: BTreeMap::new() }) }
+        Self { state: Mutex::new(Local { record, counters: BTreeMap::new(), begun: 0 }) }
     }
 }
 
@@ -205,6 +210,12 @@ impl Authority for LocalAuthority {
         expires: Option<WallTime>,
     ) -> Answer<'a, i64> {
         let mut state = self.state.lock();
+        if !state.counters.contains_key(key) {
+            state.begun += 1;
+            if state.begun.is_multiple_of(FORGET_LAPSED_EVERY) {
+                state.counters.retain(|_, counter| counter.lives(now));
+            }
+        }
         let counter = state
             .counters
             .entry(Arc::clone(key))

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use crate::authority::{Authority, LocalAuthority};
-use crate::cache::{Core, Engine, Terrace};
+use crate::cache::Terrace;
 use crate::clock::{Clock, SystemClock};
 use crate::codec::Codec;
+use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::flight::Flights;

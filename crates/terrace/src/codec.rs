@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -69,10 +70,29 @@ impl StdError for CodecError {
 
 /// How the values of one type are encoded and decoded.
 pub(crate) struct ValueCodec<V> {
-    pub(crate) encode: fn(&V, Codec) -> Result<Vec<u8>, CodecError>,
-    pub(crate) decode: fn(Bytes, Codec) -> Result<V, CodecError>,
+    encode: fn(&V, Codec) -> Result<Vec<u8>, CodecError>,
+    decode: fn(Bytes, Codec) -> Result<V, CodecError>,
     pub(crate) preferred: Codec,
 }
+
+/// Encoding and decoding run code of the value's type, which must not take others down
+/// with it when it panics.
+impl<V> ValueCodec<V> {
+    pub(crate) fn encode(&self, value: &V, codec: Codec) -> Result<Vec<u8>, CodecError> {
+        catch_unwind(AssertUnwindSafe(|| (self.encode)(value, codec)))
+            .unwrap_or_else(|_| Err(CodecError::new(codec, Panicked)))
+    }
+
+    pub(crate) fn decode(&self, bytes: Bytes, codec: Codec) -> Result<V, CodecError> {
+        catch_unwind(AssertUnwindSafe(|| (self.decode)(bytes, codec)))
+            .unwrap_or_else(|_| Err(CodecError::new(codec, Panicked)))
+    }
+}
+
+/// What it said went to the panic hook.
+#[derive(Debug, thiserror::Error)]
+#[error("the code of the value's type panicked")]
+struct Panicked;
 
 impl<V> Clone for ValueCodec<V> {
     fn clone(&self) -> Self {

@@ -69,6 +69,7 @@ impl Packing {
 pub(crate) enum UnpackError {
     #[error("the payload unpacks to another size than its frame says")]
     Size,
+    #[cfg(feature = "zstd")]
     #[error("the payload does not unpack")]
     Damaged,
     #[cfg(not(feature = "zstd"))]

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt::{self, Debug, Display};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,7 +188,7 @@ pub enum BuildError {
 impl BuildError {
     #[cfg(feature = "disk")]
     pub(crate) fn directory(
-        path: &Path,
+        path: &std::path::Path,
         doing: &'static str,
         source: impl StdError + Send + Sync + 'static,
     ) -> Self {

@@ -16,7 +16,7 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::cache::Ticket;
+use crate::core::Ticket;
 use crate::entry::{AnyEntry, Source};
 use crate::error::SharedError;
 use crate::key::{KeyRef, MemoryKey};
@@ -211,13 +211,23 @@ impl Takeoff {
 
     /// Hands the outcome to everybody who waits. The first call counts.
     pub(crate) fn land(&mut self, outcome: Outcome) {
+        self.land_if(outcome, || true);
+    }
+
+    /// The same, if `holds` says so in one step with letting nobody else board: whoever
+    /// boarded after an invalidation does not get what was found before it. `false` if the
+    /// flight goes on.
+    pub(crate) fn land_if(&mut self, outcome: Outcome, holds: impl FnOnce() -> bool) -> bool {
         if self.is_over {
-            return;
+            return true;
+        }
+        let hash = self.flights.hasher.hash_one(&self.key);
+        let mut shard = self.flights.shard(hash).lock();
+        if !holds() {
+            return false;
         }
         self.is_over = true;
         let _ = self.flight.outcome.set(outcome);
-        let hash = self.flights.hasher.hash_one(&self.key);
-        let mut shard = self.flights.shard(hash).lock();
         if let Ok(mut slot) = shard.find_entry(hash, |slot| slot.key == self.key)
             && Arc::ptr_eq(&slot.get().current, &self.flight)
         {
@@ -230,6 +240,7 @@ impl Takeoff {
         }
         drop(shard);
         self.flight.landed.notify_waiters();
+        true
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use crate::cache::Core;
+use crate::core::Core;
 use crate::protocol::Leased;
 
 /// A lease lapses so long after its holder was last heard of.
@@ -61,11 +61,10 @@ impl Lease {
     }
 
     /// Gives the lease back.
-    pub(crate) async fn release(self) {
-        if let Some(token) = self.token
-            && let Err(error) = self.core.ask(self.core.authority.release(&self.name, token)).await
-        {
-            tracing::debug!(%error, "a lease was not given back: it lapses by itself");
+    pub(crate) async fn release(mut self) {
+        if let Some(token) = self.token {
+            give_back(&self.core, &self.name, token).await;
+            self.token = None;
         }
     }
 
@@ -82,6 +81,24 @@ impl Lease {
                 }
             }
         }
+    }
+}
+
+/// Whoever holds a lease may be dropped or panic: nobody has to wait for it to lapse.
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            let (core, name) = (Arc::clone(&self.core), Arc::clone(&self.name));
+            self.core.runtime.spawn(Box::pin(async move {
+                give_back(&core, &name, token).await;
+            }));
+        }
+    }
+}
+
+async fn give_back(core: &Core, name: &str, token: u64) {
+    if let Err(error) = core.ask(core.authority.release(name, token)).await {
+        tracing::debug!(%error, "a lease was not given back: it lapses by itself");
     }
 }
 

@@ -153,6 +153,12 @@ impl Mirror {
         self.marks.read().may_have_missed(stamp)
     }
 
+    /// Whether all lines up to `position` are known.
+    pub(crate) fn has_applied(&self, position: Stamp) -> bool {
+        let known = self.ticket();
+        known.incarnation == position.incarnation && known.number >= position.number
+    }
+
     /// Takes note of lines; `false` (and nothing noted) if they do not follow on
     /// what is known.
     pub(crate) fn apply(&self, lines: &[Line]) -> bool {

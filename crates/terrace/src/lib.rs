@@ -39,6 +39,7 @@ mod cache;
 pub mod clock;
 mod codec;
 mod compress;
+mod core;
 mod entry;
 pub mod error;
 mod flight;

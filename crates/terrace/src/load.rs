@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
-use crate::cache::Ticket;
 use crate::codec::ValueCodec;
+use crate::core::Ticket;
 use crate::entry::{Entry, Source};
 use crate::error::SharedError;
 use crate::flight::{Crash, Departure, Landed, Outcome, Takeoff};
@@ -57,21 +57,44 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(mut takeoff: Takeoff, order: O
 
     // Another flight may have landed between the caller's look and this one.
     let in_memory = read::from_memory::<V>(&space, takeoff.key(), space.core.clock.tick());
-    if let Some(found) = in_memory.clone().filter(|found| found.is_fresh) {
-        return takeoff.land(landed(found, Source::Memory));
-    }
     let wanted = space.wanted(takeoff.key().bytes);
+    if let Some(found) = in_memory.clone().filter(|found| found.is_fresh)
+        && land_found(&mut takeoff, &space, &wanted, found, Source::Memory)
+    {
+        return;
+    }
     let below = read::one_from_tiers(&space, order.codec, &wanted, ticket).await;
-    if let Some((found, source)) = below.clone().filter(|(found, _)| found.is_fresh) {
-        return takeoff.land(landed(found, source));
+    if let Some((found, source)) = below.clone().filter(|(found, _)| found.is_fresh)
+        && land_found(&mut takeoff, &space, &wanted, found, source)
+    {
+        return;
     }
 
     step_aside().await;
     let stale = in_memory.map(|found| (found, Source::Memory)).or(below);
-    match lease_or_answer(&space, order.codec, &wanted, ticket).await {
-        Ok(lease) => load(takeoff, order, &wanted, ticket, lease, stale).await,
-        Err((found, source)) => takeoff.land(landed(found, source)),
-    }
+    let lease = match lease_or_answer(&space, order.codec, &wanted, ticket).await {
+        Ok(lease) => lease,
+        Err((found, source)) => {
+            if land_found(&mut takeoff, &space, &wanted, found, source) {
+                return;
+            }
+            None
+        }
+    };
+    load(takeoff, order, &wanted, ticket, lease, stale).await;
+}
+
+/// Lands with an entry that was found, unless it died on the way: its tags are its own,
+/// and no line about them has superseded the flight.
+fn land_found<V: Send + Sync + 'static>(
+    takeoff: &mut Takeoff,
+    space: &SpaceCore,
+    wanted: &Wanted,
+    found: Found<V>,
+    source: Source,
+) -> bool {
+    let entry = Arc::clone(&found.entry);
+    takeoff.land_if(landed(found, source), || read::may_serve(space, wanted, &entry))
 }
 
 /// The lease of the key, or the answer of whoever held it before.
@@ -130,12 +153,13 @@ async fn load<V: Send + Sync + 'static>(
         }
         Err(crash) => {
             bump(&space.counters.load_errors);
-            // What was invalidated while the loader ran must not answer either.
-            let stale = stale.filter(|(found, _)| read::stands(&space, wanted, &found.entry));
-            takeoff.land(match stale {
-                Some((found, source)) => landed(found, source),
-                None => Err(crash),
+            // What was invalidated or became too old while the loader ran does not answer.
+            let has_landed = stale.is_some_and(|(found, source)| {
+                land_found(&mut takeoff, &space, wanted, found, source)
             });
+            if !has_landed {
+                takeoff.land(Err(crash));
+            }
         }
     }
     if let Some(lease) = lease {

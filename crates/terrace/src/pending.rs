@@ -3,7 +3,7 @@
 //! Until they are settled, what they name is neither read from nor written to any
 //! tier below memory, and no load that began before them stores anything.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -15,7 +15,8 @@ const MOST_NAMES: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    names: Mutex<BTreeSet<Name>>,
+    /// Each with the epoch in which it was added last.
+    names: Mutex<BTreeMap<Name, u64>>,
     count: AtomicUsize,
     epoch: AtomicU64,
 }
@@ -25,28 +26,34 @@ impl Pending {
     pub(crate) fn add(&self, names: Vec<Name>) -> bool {
         let mut pending = self.names.lock();
         let was_empty = pending.is_empty();
-        pending.extend(names);
+        let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+        pending.extend(names.into_iter().map(|name| (name, epoch)));
         if pending.len() > MOST_NAMES {
             pending.clear();
-            pending.insert(Name::Everything);
+            pending.insert(Name::Everything, epoch);
         }
-        self.epoch.fetch_add(1, Ordering::SeqCst);
         self.count.store(pending.len(), Ordering::SeqCst);
         was_empty
     }
 
-    /// Removes names that were settled; `true` once none is left.
-    pub(crate) fn settled(&self, names: &[Name]) -> bool {
+    /// Removes names that were settled as they were in `epoch`; `true` once none is left.
+    ///
+    /// A name that was added again since is another invalidation.
+    pub(crate) fn settled(&self, names: &[Name], epoch: u64) -> bool {
         let mut pending = self.names.lock();
         for name in names {
-            pending.remove(name);
+            if pending.get(name).is_some_and(|added| *added <= epoch) {
+                pending.remove(name);
+            }
         }
         self.count.store(pending.len(), Ordering::SeqCst);
         pending.is_empty()
     }
 
-    pub(crate) fn names(&self) -> Vec<Name> {
-        self.names.lock().iter().cloned().collect()
+    /// The names that wait, and the epoch in which they do.
+    pub(crate) fn names(&self) -> (Vec<Name>, u64) {
+        let pending = self.names.lock();
+        (pending.keys().cloned().collect(), self.epoch())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -63,7 +70,7 @@ impl Pending {
         if self.is_empty() {
             return false;
         }
-        self.names.lock().iter().any(|name| match name {
+        self.names.lock().keys().any(|name| match name {
             Name::Key(key) | Name::Set(key) => **key == *names.key,
             Name::Prefix(prefix) => names.key.starts_with(&**prefix),
             Name::Tag(tag) => names.tags.contains(tag),

@@ -279,6 +279,9 @@ pub struct Snapshot {
     pub names: Vec<Line>,
 }
 
+/// How many leases are granted between two looks for lapsed ones.
+const FORGET_LAPSED_EVERY: u64 = 1024;
+
 impl Record {
     /// An empty ledger of a random incarnation that keeps its newest `kept` lines.
     #[must_use]
@@ -320,7 +323,7 @@ impl Record {
         name: Name,
         names: &Names<'_>,
     ) -> Option<Stamp> {
-        self.marks.permits(ticket, names).then(|| self.append([name]))
+        self.permits(ticket, names).then(|| self.append([name]))
     }
 
     /// The lines after `position`.
@@ -368,6 +371,9 @@ impl Record {
             return Leased::Held(lease.until);
         }
         self.tokens += 1;
+        if self.tokens.is_multiple_of(FORGET_LAPSED_EVERY) {
+            self.leases.retain(|_, lease| lease.until > now);
+        }
         let lease = Lease { token: self.tokens, until };
         self.leases.insert(Arc::clone(key), lease);
         Leased::Granted(lease)
@@ -392,9 +398,11 @@ impl Record {
     }
 
     /// Whether a fill with this ticket may be stored at the authority.
+    ///
+    /// A ticket from the future is of a ledger that was put back to an older state.
     #[must_use]
     pub fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
-        self.marks.permits(ticket, names)
+        ticket.number <= self.marks.applied && self.marks.permits(ticket, names)
     }
 
     /// Leases that stand, lapsed ones included.

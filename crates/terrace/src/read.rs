@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::cache::Ticket;
 use crate::clock::Tick;
 use crate::codec::ValueCodec;
+use crate::core::Ticket;
 use crate::entry::{AnyEntry, Cached, Entry, Meta, Source, Times, typed, typed_ref};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::flight::{Crash, Flight, Joined, Outcome, Takeoff};
 use crate::frame::Frame;
 use crate::freshness::{Freshness, Life, Written, judge};
 use crate::key::{Key, KeyBuffer, KeyRef, StoredKey};
-use crate::ledger::Names;
+use crate::ledger::{Names, Stamp};
 use crate::load::{Load, Loading, Order, catch_panic, fly};
 use crate::policy::Ttl;
 use crate::protocol::Standing;
@@ -409,7 +409,7 @@ fn open<V>(
     let decoded = frame
         .value()
         .map_err(|_| Unreadable)
-        .and_then(|value| (codec.decode)(value, frame.header.codec).map_err(|_| Unreadable));
+        .and_then(|value| codec.decode(value, frame.header.codec).map_err(|_| Unreadable));
     Some(decoded.map(|value| {
         let written = written(&frame);
         let meta = Meta {
@@ -441,12 +441,18 @@ pub(crate) fn is_fresh_in_memory(
     judge_in_memory(space, key, entry, now) == Freshness::Fresh
 }
 
-/// Whether an entry that was found before still stands.
-pub(crate) fn stands<V>(space: &SpaceCore, wanted: &Wanted, entry: &Entry<V>) -> bool {
+/// Whether an entry that was found before may still be served, fresh or stale.
+pub(crate) fn may_serve<V>(space: &SpaceCore, wanted: &Wanted, entry: &Entry<V>) -> bool {
+    let (meta, now) = (&entry.meta, space.core.clock.tick());
+    stands(space, wanted, meta.stamp, &meta.tags)
+        && judge(meta.times.life(), Standing::Good, now) != Freshness::Dead
+}
+
+/// Whether nothing was invalidated that an entry of this stamp and these tags is.
+pub(crate) fn stands(space: &SpaceCore, wanted: &Wanted, stamp: Stamp, tags: &[Arc<str>]) -> bool {
     let core = &space.core;
-    let names = Names { key: &wanted.name, space: &space.name, tags: &entry.meta.tags };
-    !core.pending.speaks_of(&names)
-        && core.mirror.standing_in_full(entry.meta.stamp, &names) == Standing::Good
+    let names = Names { key: &wanted.name, space: &space.name, tags };
+    !core.pending.speaks_of(&names) && core.mirror.standing_in_full(stamp, &names) == Standing::Good
 }
 
 /// Whether a frame may be served.
@@ -498,6 +504,7 @@ async fn copy_up<V: Send + Sync + 'static>(
         // What came from a narrower tier may be unknown to those who share a wider one.
         if upper.scope <= tier.scope {
             write::to_tier(space, codec, wanted, entry, None, index).await;
+            write::undo_if_dead(space, wanted, entry.meta.stamp, &entry.meta.tags, index).await;
         }
     }
 }

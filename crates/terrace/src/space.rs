@@ -13,8 +13,9 @@ use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::{Core, Terrace};
+use crate::cache::Terrace;
 use crate::codec::{Codec, ValueCodec};
+use crate::core::Core;
 use crate::entry::{Cached, Entry};
 use crate::error::{BuildError, Error, LoaderFailure};
 use crate::key::{

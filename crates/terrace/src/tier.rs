@@ -55,6 +55,23 @@ pub(crate) enum Origin {
     Disk(crate::Disk),
 }
 
+impl Origin {
+    #[cfg(feature = "disk")]
+    fn open(self) -> Result<Arc<dyn Store>, BuildError> {
+        match self {
+            Self::Store(store) => Ok(store),
+            Self::Disk(disk) => Ok(Arc::new(disk.open()?)),
+        }
+    }
+
+    #[cfg(not(feature = "disk"))]
+    #[expect(clippy::unnecessary_wraps, reason = "with a disk tier it can fail")]
+    fn open(self) -> Result<Arc<dyn Store>, BuildError> {
+        let Self::Store(store) = self;
+        Ok(store)
+    }
+}
+
 /// Values larger than this are not stored in a tier unless it says otherwise.
 const LARGEST_VALUE: usize = 64 << 20;
 
@@ -114,11 +131,7 @@ impl Tier {
     }
 
     pub(crate) fn open(self, name: Arc<str>) -> Result<OpenTier, BuildError> {
-        let store = match self.origin {
-            Origin::Store(store) => store,
-            #[cfg(feature = "disk")]
-            Origin::Disk(disk) => Arc::new(disk.open()?),
-        };
+        let store = self.origin.open()?;
         Ok(OpenTier {
             name,
             scope: store.scope(),

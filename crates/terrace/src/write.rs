@@ -1,12 +1,13 @@
 //! A **write**: the line first, then the value, in every tier, with one stamp.
 
 use std::future::IntoFuture;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::cache::{Core, Ticket};
 use crate::codec::{Codec, ValueCodec};
+use crate::core::{Core, Ticket};
 use crate::entry::{AnyEntry, Entry, Meta, Times};
 use crate::error::Error;
 use crate::frame::{self, Header};
@@ -221,11 +222,14 @@ async fn store<V: Send + Sync + 'static>(
         if tier.is_authority {
             continue;
         }
-        // What could not be replaced, or is of another type, must not be found there later.
+        // What could not be replaced, is of another type, or was overtaken by a later line
+        // must not be found there later.
         let (mut names, mut left) = (Vec::new(), Vec::new());
-        for (wanted, _) in &entries {
-            let before = left.len();
-            left.extend(failed.contains(&wanted.name).then(|| wanted.stored.clone()));
+        for (wanted, fresh) in &entries {
+            let (before, meta) = (left.len(), &fresh.entry.meta);
+            let is_left = failed.contains(&wanted.name)
+                || !read::stands(space, wanted, meta.stamp, &meta.tags);
+            left.extend(is_left.then(|| wanted.stored.clone()));
             left.extend(of_other_types(space, wanted));
             names.extend((left.len() > before).then(|| Name::Key(Arc::clone(&wanted.name))));
         }
@@ -320,6 +324,24 @@ pub(crate) async fn to_tier<V: Send + Sync + 'static>(
     put_all(space, tier, index, vec![(wanted, put)]).await;
 }
 
+/// Takes back what was put into a store that does not hear the ledger, if a line came
+/// meanwhile that it is dead by.
+pub(crate) async fn undo_if_dead(
+    space: &SpaceCore,
+    wanted: &Wanted,
+    stamp: Stamp,
+    tags: &[Arc<str>],
+    index: usize,
+) {
+    if let Some(tier) = space.core.tiers.get(index)
+        && !tier.is_authority
+        && !read::stands(space, wanted, stamp, tags)
+        && !take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await
+    {
+        space.core.hold_back(vec![Name::Key(Arc::clone(&wanted.name))]);
+    }
+}
+
 /// Stores an entry in memory if nothing since its ticket names it and nothing newer
 /// is there: decided and done in one step, under the entry's lock.
 pub(crate) fn to_memory<V: Send + Sync + 'static>(
@@ -339,7 +361,7 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
         space: space.number,
     };
     let any: AnyEntry = Arc::clone(entry) as _;
-    let replaced =
+    let replace = || {
         memory.replace_if(key.to_memory_key(), any, attributes, core.clock.tick(), |present| {
             let is_newer = present.is_none_or(|present| {
                 let present = present.value.meta().stamp;
@@ -349,7 +371,11 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
                 && core.permits(ticket, &names)
                 && core.mirror.standing_in_full(meta.stamp, &names)
                     == crate::protocol::Standing::Good
-        });
+        })
+    };
+    // A value that had to make room may panic when it is dropped. Nobody counts on this one
+    // being in memory then.
+    let replaced = catch_unwind(AssertUnwindSafe(replace)).unwrap_or(Replace::Refused);
     let is_stored = matches!(replaced, Replace::Stored | Replace::Replaced);
     if let Some(counters) = space.memory_counters() {
         bump(if is_stored { &counters.writes } else { &counters.refused });
@@ -376,7 +402,7 @@ pub(crate) fn prepare<V>(
     value: V,
     options: &EntryOptions,
 ) -> Fresh<V> {
-    let bytes = codec.and_then(|codec| match (codec.encode)(&value, codec.preferred) {
+    let bytes = codec.and_then(|codec| match codec.encode(&value, codec.preferred) {
         Ok(bytes) => Some((codec.preferred, bytes)),
         Err(error) => {
             tracing::warn!(space = %space.title, %error, "a value cannot be encoded: it stays in memory");
@@ -393,7 +419,7 @@ fn encode_first<V>(
 ) -> Result<Encoded<V>, Error> {
     let bytes = match codec {
         Some(codec) => {
-            let bytes = (codec.encode)(&value, codec.preferred).map_err(Error::Encode)?;
+            let bytes = codec.encode(&value, codec.preferred).map_err(Error::Encode)?;
             Some((codec.preferred, bytes))
         }
         None => None,
@@ -446,7 +472,7 @@ fn put<V>(
     };
     let bytes = match &fresh.encoded {
         Some((codec, bytes)) if *codec == used => bytes.clone(),
-        _ => (codec.encode)(&fresh.entry.value, used).ok()?,
+        _ => codec.encode(&fresh.entry.value, used).ok()?,
     };
     if bytes.len() > tier.max_value_bytes {
         return None;
@@ -493,6 +519,10 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     let lock: Arc<str> = format!("{}!", wanted.name).into();
     let mut patience = Patience::new(WRITERS_PATIENCE);
     let lease = loop {
+        // Whoever comes too late need not wait to be told so.
+        if read::exist(space, [key]).await?.contains(&true) {
+            return Ok(false);
+        }
         if let Some(lease) = Lease::ask(&space.core, &lock).await {
             break lease;
         }
@@ -516,6 +546,7 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
 ) -> Result<bool, Error> {
     let core = &space.core;
     let name = Name::Set(Arc::clone(&wanted.name));
+    let mut patience = Patience::new(WRITERS_PATIENCE);
     loop {
         let mut ticket = core.ticket();
         if read::exist(space, [key]).await?.contains(&true) {
@@ -525,13 +556,19 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
         let append = core.authority.append_if_unnamed(ticket.stamp, name.clone(), names);
         let appended = core.ask(append).await?;
         if let Some(appended) = appended {
-            core.applied(std::slice::from_ref(&name), &appended).await;
+            if !core.applied(std::slice::from_ref(&name), &appended).await {
+                core.hold_back(vec![name]);
+                ticket = core.ticket();
+            }
             ticket.stamp = appended.position;
             let _ = store(space, codec, vec![(wanted, encoded)], options, ticket).await;
             return Ok(true);
         }
         // Somebody wrote or invalidated between: look again.
         core.follow().await;
+        if !patience.wait(core).await {
+            return Err(Error::Busy);
+        }
     }
 }
 
@@ -632,10 +669,12 @@ pub(crate) async fn expire<K: Key + ?Sized>(
             frame: frame::encode(&header, value.to_vec(), tier.compression),
             expires: written.end(),
             stamp: header.stamp,
-            tags: header.tags,
+            tags: Arc::clone(&header.tags),
         };
         // A tier that fails keeps the old lifetime; the failure is counted.
         let _ = tier.write(&*core.runtime, counters, &[put]).await;
+        let index = index_of(core, tier);
+        undo_if_dead(space, &wanted, header.stamp, &header.tags, index).await;
     }
     Ok(expire_in_memory(space, &wanted, ttl) || found)
 }

@@ -122,6 +122,24 @@ impl DiskStore {
         &self.shared.path
     }
 
+    /// The version of SQLite, and how it is set up: each setting as the writer's
+    /// connection has it, and as those of readers do.
+    ///
+    /// # Errors
+    /// The store is closed, or the database does not answer.
+    #[doc(hidden)]
+    pub async fn settings(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let doing = "read the settings of the disk tier";
+        let writer = self.write(doing, |batch| connection::settings(batch.connection)).await?;
+        let reader = self.read(doing, connection::settings)?;
+        let version = ("sqlite.version".to_owned(), sqlite_version().to_owned());
+        let named = |who: &'static str, settings: Vec<(&'static str, String)>| {
+            settings.into_iter().map(move |(name, value)| (format!("{who}.{name}"), value))
+        };
+        let all = [version].into_iter().chain(named("writer", writer));
+        Ok(all.chain(named("reader", reader)).collect())
+    }
+
     /// Runs a read on the caller's own thread.
     fn read<T: Send>(
         &self,
@@ -231,7 +249,11 @@ impl Store for DiskStore {
             // An empty sweep would still be a write: look first.
             let due = self.read("look for expired entries", |connection| {
                 connection
-                    .prepare_cached("SELECT 1 FROM entry WHERE expires <= ?1 LIMIT 1")?
+                    .prepare_cached(
+                        "SELECT 1 WHERE EXISTS (SELECT 1 FROM entry WHERE expires <= ?1)
+                         OR EXISTS (SELECT 1 FROM counter WHERE expires <= ?1)
+                         OR EXISTS (SELECT 1 FROM lease WHERE until <= ?1)",
+                    )?
                     .exists([signed(now.as_millis())])
             })?;
             if due {
@@ -264,22 +286,17 @@ fn scan(
     after: Option<&StoredKey>,
     limit: usize,
 ) -> rusqlite::Result<Vec<(StoredKey, Bytes)>> {
-    let mut statement = connection
-        .prepare_cached("SELECT key, frame FROM entry WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let mut statement =
+        connection.prepare_cached("SELECT key, frame FROM entry WHERE id > ?1 ORDER BY id")?;
     let after = after.map_or(i64::MIN, |key| row_id(key.as_str()));
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = statement.query_map(params![after, limit], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
+    let rows = statement.query_map([after], |row| {
+        // A row that nobody of us could have written is not ours to show.
+        let key = row.get_ref(0)?.as_str().ok().and_then(StoredKey::parse);
+        let frame = row.get_ref(1)?.as_blob().ok().map(Bytes::copy_from_slice);
+        Ok(key.zip(frame))
     })?;
-    let mut found = Vec::new();
-    for row in rows {
-        let (key, frame) = row?;
-        // A row under a key that nobody could have written is not ours to show.
-        if let Some(key) = StoredKey::parse(&key) {
-            found.push((key, Bytes::from(frame)));
-        }
-    }
-    Ok(found)
+    let ours = rows.filter_map(Result::transpose);
+    ours.take(limit).collect()
 }
 
 /// The row of a text: its hash as SQLite's signed integer.

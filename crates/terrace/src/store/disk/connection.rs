@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::DATABASE;
@@ -31,9 +32,11 @@ pub fn sqlite_version() -> &'static str {
 
 /// Makes the directory and an empty database file, both for their owner alone.
 pub(super) fn prepare(directory: &Path) -> Result<PathBuf, BuildError> {
-    let path = directory.join(DATABASE);
-    create_directory(directory)
+    // SQLite follows no link in the whole path; those to the directory are the user's.
+    let directory = &create_directory(directory)
+        .and_then(|()| fs::canonicalize(directory))
         .map_err(|error| BuildError::directory(directory, "create or enter it", error))?;
+    let path = directory.join(DATABASE);
     create_file(&path)
         .map_err(|error| BuildError::directory(&path, "open it for writing", error))?;
     Ok(path)
@@ -64,6 +67,9 @@ pub(super) fn open_database(path: &Path) -> Result<Connection, BuildError> {
         OpenError::Sqlite(error) => BuildError::directory(path, "open the database", error),
         OpenError::Foreign => BuildError::Foreign { path: path.into() },
         OpenError::Newer(found) => BuildError::Newer { path: path.into(), found },
+        OpenError::Damaged(verdict) => {
+            BuildError::directory(path, "begin an empty database", io::Error::other(verdict))
+        }
     })
 }
 
@@ -74,10 +80,39 @@ pub(super) fn reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// What a connection says of its settings.
+pub(super) fn settings(connection: &Connection) -> rusqlite::Result<Vec<(&'static str, String)>> {
+    const PRAGMAS: [&str; 10] = [
+        "auto_vacuum",
+        "busy_timeout",
+        "cell_size_check",
+        "journal_mode",
+        "journal_size_limit",
+        "mmap_size",
+        "query_only",
+        "synchronous",
+        "temp_store",
+        "trusted_schema",
+    ];
+    let defensive = connection.db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE)?;
+    let mut settings = vec![("defensive", u8::from(defensive).to_string())];
+    for name in PRAGMAS {
+        let value = connection.pragma_query_value(None, name, |row| {
+            Ok(match row.get_ref(0)? {
+                ValueRef::Integer(number) => number.to_string(),
+                other => other.as_str()?.to_owned(),
+            })
+        })?;
+        settings.push((name, value));
+    }
+    Ok(settings)
+}
+
 enum OpenError {
     Sqlite(rusqlite::Error),
     Foreign,
     Newer(i32),
+    Damaged(String),
 }
 
 impl From<rusqlite::Error> for OpenError {
@@ -92,29 +127,32 @@ impl std::fmt::Display for OpenError {
             Self::Sqlite(error) => error.fmt(formatter),
             Self::Foreign => formatter.write_str("foreign"),
             Self::Newer(version) => write!(formatter, "version {version}"),
+            Self::Damaged(verdict) => formatter.write_str(verdict),
         }
     }
 }
 
 fn is_damage(error: &OpenError) -> bool {
-    matches!(error, OpenError::Sqlite(error)
-        if matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)))
+    match error {
+        OpenError::Sqlite(error) => matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
+        ),
+        OpenError::Damaged(_) => true,
+        OpenError::Foreign | OpenError::Newer(_) => false,
+    }
 }
 
 fn open_tables(path: &Path) -> Result<Connection, OpenError> {
     let mut connection = connect(path)?;
-    let number = |connection: &Connection, name: &str| -> rusqlite::Result<i32> {
-        connection.pragma_query_value(None, name, |row| row.get(0))
-    };
-    let is_new = number(&connection, "page_count")? == 0;
-    if !is_new && number(&connection, "application_id")? != APPLICATION {
-        // Two processes may open a new file at once: the other one's tables are ours.
+    let found = look(&connection)?;
+    if found.application != APPLICATION && !found.is_blank() {
         return Err(OpenError::Foreign);
     }
-    if number(&connection, "user_version")? > TABLES {
-        return Err(OpenError::Newer(number(&connection, "user_version")?));
+    if found.version > TABLES {
+        return Err(OpenError::Newer(found.version));
     }
-    if is_new {
+    if found.pages == 0 {
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -124,7 +162,51 @@ fn open_tables(path: &Path) -> Result<Connection, OpenError> {
     transaction.pragma_update(None, "user_version", TABLES)?;
     transaction.execute_batch(SCHEMA)?;
     transaction.commit()?;
+    check(&connection)?;
     Ok(connection)
+}
+
+/// What a file is, before anything is done to it.
+struct Found {
+    pages: i64,
+    application: i32,
+    version: i32,
+    tables: i64,
+}
+
+impl Found {
+    /// A database without tables is nobody's. Two processes may open a new one at once,
+    /// and one of them see what the other has begun.
+    fn is_blank(&self) -> bool {
+        self.application == 0 && self.tables == 0
+    }
+}
+
+fn look(connection: &Connection) -> rusqlite::Result<Found> {
+    // All at one instant: another process may be making the tables just now.
+    let transaction = connection.unchecked_transaction()?;
+    let number = |name: &str| transaction.pragma_query_value(None, name, |row| row.get(0));
+    let tables = "SELECT count(*) FROM sqlite_schema";
+    let tables = transaction.query_row(tables, [], |row| row.get(0))?;
+    Ok(Found {
+        pages: number("page_count")?,
+        application: i32::try_from(number("application_id")?).unwrap_or(-1),
+        version: i32::try_from(number("user_version")?).unwrap_or(i32::MAX),
+        tables,
+    })
+}
+
+/// Looks for damage in what a cache cannot do without: without a ledger none is built.
+/// Entries are too many to look at, and one that cannot be read is a miss.
+fn check(connection: &Connection) -> Result<(), OpenError> {
+    for table in ["usage", "ledger", "mark", "origin", "lease"] {
+        let check = format!("PRAGMA quick_check({table})");
+        let verdict: String = connection.query_row(&check, [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(OpenError::Damaged(verdict));
+        }
+    }
+    Ok(())
 }
 
 /// docs/format.md explains each table.
@@ -148,6 +230,7 @@ CREATE TABLE IF NOT EXISTS lease (
     name TEXT PRIMARY KEY, token INTEGER NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (
     name TEXT PRIMARY KEY, value INTEGER NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS counter_expires ON counter (expires);
 ";
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -196,11 +279,17 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)
 }
 
-/// SQLite gives its journals the permissions of the database.
+/// SQLite gives its journals the permissions of the database. What is there already
+/// is left as it is, and nothing is created where a link leads.
 fn create_file(path: &Path) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(drop)
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if fs::symlink_metadata(path)?.is_file() { Ok(()) } else { Err(error) }
+        }
+        other => other.map(drop),
+    }
 }

@@ -26,8 +26,8 @@ const QUEUE: usize = 1024;
 /// Entries that one sweep deletes at most.
 const SWEEP_AT_ONCE: i64 = 4096;
 
-/// Entries that one eviction deletes.
-const EVICT_AT_ONCE: i64 = 64;
+/// Free pages that one sweep gives back to the file system at most.
+const GIVE_BACK_AT_ONCE: u32 = 256;
 
 /// A change that waits for its transaction, and the caller who waits for the change.
 trait Change: Send {
@@ -137,8 +137,9 @@ fn write_all(
             change.report(outcome);
         }
     }
-    // The last to go leaves a database without a journal to replay.
-    let last = connection.execute_batch("PRAGMA optimize; PRAGMA wal_checkpoint(TRUNCATE);");
+    // The last to go leaves a database without a journal to replay. It takes no
+    // statistics: those of a small database make plans that scan a large one.
+    let last = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
     if let Err(error) = last {
         tracing::debug!(%error, "the journal stays until the next start");
     }
@@ -221,6 +222,14 @@ impl Batch<'_> {
         self.delete_where("id = ?1", [id]).map(|gone| gone > 0)
     }
 
+    fn delete_rows(&mut self, ids: &[i64]) -> rusqlite::Result<u64> {
+        let mut gone = 0;
+        for &id in ids {
+            gone += u64::from(self.delete_row(id)?);
+        }
+        Ok(gone)
+    }
+
     /// Deletes rows and keeps count of them. `condition` is one of a few constants.
     fn delete_where(
         &mut self,
@@ -242,19 +251,33 @@ impl Batch<'_> {
 
     /// Writes down what the batch added up to and makes room if it is too much.
     fn finish(mut self, max_bytes: u64) -> rusqlite::Result<u64> {
-        let (mut stored, mut evicted) = (self.settle()?, 0);
-        while stored > max_bytes {
-            let gone = self.delete_where(
-                "id IN (SELECT id FROM entry ORDER BY expires LIMIT ?1)",
-                [EVICT_AT_ONCE],
-            )?;
-            if gone == 0 {
-                break;
-            }
-            evicted += unsigned(gone);
-            stored = self.settle()?;
+        let stored = self.settle()?;
+        if stored <= max_bytes {
+            return Ok(0);
+        }
+        let evicted = self.evict(stored - max_bytes)?;
+        if self.settle()? > max_bytes {
+            // Nothing is left, and yet it counts as too much: the count was wrong.
+            self.connection.execute("UPDATE usage SET entries = 0, bytes = 0", [])?;
         }
         Ok(evicted)
+    }
+
+    /// Deletes what expires soonest until `excess` bytes are gone, and no more.
+    fn evict(&mut self, excess: u64) -> rusqlite::Result<u64> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id, length(key) + length(frame) FROM entry ORDER BY expires")?;
+        let mut rows = statement.query([])?;
+        let (mut leaving, mut freed) = (Vec::new(), 0);
+        while freed < excess
+            && let Some(row) = rows.next()?
+        {
+            leaving.push(row.get(0)?);
+            freed += unsigned(row.get(1)?);
+        }
+        drop(rows);
+        self.delete_rows(&leaving)
     }
 
     fn settle(&mut self) -> rusqlite::Result<u64> {
@@ -266,13 +289,26 @@ impl Batch<'_> {
         Ok(unsigned(bytes))
     }
 
-    /// Deletes entries that nobody will want any more, as many as one sweep may, and
-    /// gives room back to the file system.
+    /// Deletes entries that nobody will want any more, as many as one sweep may, with
+    /// lapsed counters and leases, and gives room back to the file system.
     pub(super) fn sweep(&mut self, now: WallTime) -> rusqlite::Result<()> {
-        self.delete_where(
-            "id IN (SELECT id FROM entry WHERE expires <= ?1 ORDER BY expires LIMIT ?2)",
-            [signed(now.as_millis()), SWEEP_AT_ONCE],
-        )?;
-        self.connection.execute_batch("PRAGMA incremental_vacuum(256)")
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id FROM entry WHERE expires <= ?1 ORDER BY expires LIMIT ?2")?;
+        let due = statement
+            .query_map([signed(now.as_millis()), SWEEP_AT_ONCE], |row| row.get(0))?
+            .collect::<Result<Vec<_>, _>>()?;
+        self.delete_rows(&due)?;
+        for statement in
+            ["DELETE FROM counter WHERE expires <= ?1", "DELETE FROM lease WHERE until <= ?1"]
+        {
+            self.connection.execute(statement, [signed(now.as_millis())])?;
+        }
+        // Each step gives back one page.
+        let mut statement =
+            self.connection.prepare(&format!("PRAGMA incremental_vacuum({GIVE_BACK_AT_ONCE})"))?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+        Ok(())
     }
 }

@@ -1,0 +1,399 @@
+//! The **core**: what the parts of one cache share, and how lines of the ledger reach
+//! all of them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::authority::{Answer, Appended, Authority};
+use crate::clock::Clock;
+use crate::entry::{AnyEntry, Meta};
+use crate::error::Error;
+use crate::flight::Flights;
+use crate::guard::within;
+use crate::key::{KeyRef, MemoryKey, key_name, split_key_name};
+use crate::ledger::{Line, Mirror, Name, Names, Stamp};
+use crate::load::catch_panic;
+use crate::pending::Pending;
+use crate::protocol::{Follow, Standing};
+use crate::runtime::{BoxFuture, Runtime, unless};
+use crate::space::{SpaceCore, Spaces};
+use crate::stats::{SpaceStats, Stats, TierStats, TrafficSum};
+use crate::store::{Scope, StoreError, Usage};
+use crate::tier::OpenTier;
+use crate::write::Settled;
+
+/// The memory tier's engine, as the cache uses it.
+pub(crate) type Engine = terrace_memory::Memory<MemoryKey, AnyEntry>;
+
+/// What the parts of one cache share.
+pub(crate) struct Core {
+    pub(crate) memory: Option<Engine>,
+    /// Below memory, in the order in which they are asked.
+    pub(crate) tiers: Box<[OpenTier]>,
+    pub(crate) authority: Arc<dyn Authority>,
+    pub(crate) authority_deadline: Duration,
+    pub(crate) mirror: Mirror,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) pending: Pending,
+    pub(crate) spaces: Spaces,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) largest: Box<[AtomicU64]>,
+    pub(crate) following: tokio::sync::Mutex<()>,
+    pub(crate) is_closed: AtomicBool,
+}
+
+/// What a load remembers of its beginning, to be judged by when it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) stamp: Stamp,
+    epoch: u64,
+}
+
+/// How long closing waits for what is under way.
+const CLOSING: Duration = Duration::from_secs(30);
+
+/// What an invalidation did.
+pub(crate) struct Invalidated {
+    pub(crate) settled: Settled,
+    /// The position of the last line; `None` while it is pending.
+    pub(crate) position: Option<Stamp>,
+    /// For each name, whether the authority held something under it.
+    pub(crate) held: Vec<bool>,
+}
+
+impl Core {
+    /// The answer of the authority, or an error once its deadline has passed.
+    pub(crate) async fn ask<T>(&self, answer: Answer<'_, T>) -> Result<T, StoreError> {
+        within(&*self.runtime, self.authority_deadline, "ask the ledger", answer).await
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        if self.is_closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    pub(crate) fn tier_names(&self) -> impl Iterator<Item = &str> {
+        let memory = self.memory.is_some().then_some("memory");
+        memory.into_iter().chain(self.tiers.iter().map(|tier| &*tier.name))
+    }
+
+    /// Whether an entry in memory still stands.
+    pub(crate) fn standing_in_memory(
+        &self,
+        space: &SpaceCore,
+        key: KeyRef<'_>,
+        meta: &Meta,
+    ) -> Standing {
+        if !meta.is_hashed {
+            return self.mirror.standing(meta.stamp, &space.name, &meta.tags, || {
+                key_name(&space.name, key.bytes)
+            });
+        }
+        let name = key_name(&space.name, key.bytes);
+        let names = Names { key: &name, space: &space.name, tags: &meta.tags };
+        self.mirror.standing_of_hashed(meta.stamp, &names)
+    }
+
+    /// Appends a line for each name and applies it here: memory first of all.
+    ///
+    /// If the ledger cannot be written the names are pending: bypassed below memory,
+    /// and tried again until they are settled.
+    pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        match self.ask(self.authority.append(&names)).await {
+            Ok(appended) => {
+                let mut settled = Settled::Settled;
+                if !self.applied(&names, &appended).await {
+                    settled = self.all_pending();
+                    self.hold_back(names);
+                }
+                let Appended { position, held } = appended;
+                Invalidated { settled, position: Some(position), held }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the ledger cannot be written: invalidations are pending");
+                let held = names.iter().map(|_| false).collect();
+                self.hold_back(names);
+                Invalidated { settled: self.all_pending(), position: None, held }
+            }
+        }
+    }
+
+    fn all_pending(&self) -> Settled {
+        Settled::Pending(self.tiers.iter().map(|tier| Arc::clone(&tier.name)).collect())
+    }
+
+    /// Takes note of lines that this process appended; `false` if lines of others come
+    /// first that cannot be read, so that the mirror does not know them yet.
+    pub(crate) async fn applied(self: &Arc<Self>, names: &[Name], appended: &Appended) -> bool {
+        let last = appended.position.number;
+        let first = (last + 1).saturating_sub(names.len() as u64);
+        let lines: Vec<_> = (first..)
+            .zip(names)
+            .map(|(number, name)| Line { number, name: name.clone() })
+            .collect();
+        let position = appended.position;
+        if !(self.mirror.apply(&lines) && self.mirror.has_applied(position)) {
+            // Others wrote between: their lines come first.
+            self.follow().await;
+        }
+        self.drop_from_memory(&lines);
+        self.mirror.has_applied(position)
+    }
+
+    /// Reads and applies what others have appended.
+    pub(crate) async fn follow(self: &Arc<Self>) {
+        let _one_at_a_time = self.following.lock().await;
+        loop {
+            match self.ask(self.authority.follow(self.mirror.ticket())).await {
+                Ok(Follow::Lines(lines)) if lines.is_empty() => return,
+                Ok(Follow::Lines(lines)) => {
+                    self.mirror.apply(&lines);
+                    self.drop_from_memory(&lines);
+                    let names = lines.iter().map(|line| &line.name);
+                    if !self.drop_from_stores(names.clone()).await {
+                        self.hold_back(names.cloned().collect());
+                    }
+                }
+                Ok(Follow::Broken) => match self.ask(self.authority.snapshot()).await {
+                    Ok(snapshot) => {
+                        tracing::warn!(
+                            "the ledger's chain is broken: what was cached before is not trusted"
+                        );
+                        self.mirror.rejoin(&snapshot);
+                        // Lines about keys were missed, and memory hears of no others.
+                        self.empty_memory();
+                    }
+                    Err(error) => return tracing::warn!(%error, "the ledger cannot be joined"),
+                },
+                Err(error) => return tracing::warn!(%error, "the ledger cannot be followed"),
+            }
+        }
+    }
+
+    /// Takes what lines about keys name out of memory: lines about more than a key
+    /// are judged on each read instead.
+    fn drop_from_memory(&self, lines: &[Line]) {
+        let Some(memory) = &self.memory else { return };
+        for line in lines {
+            for key in self.memory_keys(&line.name) {
+                drop_all(|| {
+                    memory.remove_if(&key.as_ref(), |view| {
+                        let stamp = view.value.meta().stamp;
+                        stamp.number < line.number || self.mirror.is_foreign(stamp)
+                    });
+                });
+            }
+        }
+    }
+
+    fn empty_memory(&self) {
+        if let Some(memory) = &self.memory {
+            drop_all(|| {
+                memory.clear();
+            });
+        }
+    }
+
+    /// Takes what `names` say of keys out of stores that do not hear the ledger;
+    /// `false` if one of them did not answer.
+    async fn drop_from_stores<'a>(&self, names: impl Iterator<Item = &'a Name> + Clone) -> bool {
+        let mut dropped = true;
+        for (tier, counters) in self.tiers.iter().zip(self.spaces.unnamed().below_memory()) {
+            let keys: Vec<_> = if tier.is_authority {
+                Vec::new()
+            } else {
+                names.clone().flat_map(|name| self.spaces.stored_keys(name)).collect()
+            };
+            if !keys.is_empty() {
+                dropped &= tier.remove(&*self.runtime, counters, &keys).await.is_ok();
+            }
+        }
+        dropped
+    }
+
+    fn memory_keys(&self, name: &Name) -> Vec<MemoryKey> {
+        let (Name::Key(name) | Name::Set(name)) = name else { return Vec::new() };
+        let Some((space, Some(bytes))) = split_key_name(name) else { return Vec::new() };
+        self.spaces.keys_in(space, &bytes)
+    }
+
+    /// Keeps names that the ledger could not take, and sees to it that it does.
+    pub(crate) fn hold_back(self: &Arc<Self>, names: Vec<Name>) {
+        if let Some(memory) = &self.memory {
+            for name in &names {
+                for key in self.memory_keys(name) {
+                    drop_all(|| {
+                        memory.remove(&key.as_ref());
+                    });
+                }
+                if !matches!(name, Name::Key(_) | Name::Set(_)) {
+                    // Rare, and memory is the only tier that this process can answer for.
+                    self.empty_memory();
+                }
+            }
+        }
+        if self.pending.add(names) {
+            let core = Arc::downgrade(self);
+            let runtime = Arc::clone(&self.runtime);
+            self.runtime.spawn(Box::pin(async move {
+                let mut wait = Duration::from_millis(100);
+                loop {
+                    runtime.sleep(wait).await;
+                    let Some(core) = core.upgrade() else { return };
+                    if core.settle_pending().await {
+                        return;
+                    }
+                    wait = (wait * 2).min(Duration::from_secs(5));
+                }
+            }));
+        }
+    }
+
+    /// Tries to write the names that are pending; `true` once none is left.
+    async fn settle_pending(self: &Arc<Self>) -> bool {
+        let (names, epoch) = self.pending.names();
+        match self.ask(self.authority.append(&names)).await {
+            Ok(appended) => {
+                self.applied(&names, &appended).await
+                    && self.drop_from_stores(names.iter()).await
+                    && self.pending.settled(&names, epoch)
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The ledger's position and the pending names, as a load knows them that
+    /// begins now.
+    pub(crate) fn ticket(&self) -> Ticket {
+        // The epoch first: a name that is added between must not be missed.
+        let epoch = self.pending.epoch();
+        Ticket { stamp: self.mirror.ticket(), epoch }
+    }
+
+    /// Whether a load with this ticket may store what it found.
+    pub(crate) fn permits(&self, ticket: Ticket, names: &Names<'_>) -> bool {
+        ticket.epoch == self.pending.epoch() && self.mirror.permits(ticket.stamp, names)
+    }
+
+    pub(crate) async fn stats(&self) -> Stats {
+        let spaces = self.spaces.all();
+        let mut sums: Vec<TrafficSum> = Vec::new();
+        sums.resize_with(self.tiers.len() + 1, TrafficSum::default);
+        for space in &spaces {
+            for (sum, counters) in sums.iter_mut().zip(&space.counters.tiers) {
+                counters.add_to(sum);
+            }
+        }
+        let mut tiers = Vec::new();
+        for (index, sum) in sums.into_iter().enumerate() {
+            let Some((name, usage)) = self.measure(index).await else { continue };
+            let largest = self.note_size(index, usage.bytes);
+            tiers.push(TierStats {
+                name,
+                traffic: sum.traffic,
+                entries: usage.entries,
+                bytes: usage.bytes,
+                largest_bytes: largest,
+                evicted: usage.evicted,
+            });
+        }
+        let names: Vec<_> = tiers.iter().map(|tier| Arc::clone(&tier.name)).collect();
+        let skip = usize::from(self.memory.is_none());
+        let spaces =
+            spaces.iter().map(|space| space.stats(&names, skip)).collect::<Vec<SpaceStats>>();
+        Stats { tiers, spaces }
+    }
+
+    /// The name and size of tier number `index`; memory is number 0.
+    async fn measure(&self, index: usize) -> Option<(Arc<str>, Usage)> {
+        let Some(below) = index.checked_sub(1) else {
+            let memory = self.memory.as_ref()?;
+            let stats = memory.stats();
+            self.note_size(0, stats.peak_bytes);
+            let usage =
+                Usage { entries: stats.entries, bytes: stats.bytes, evicted: stats.evicted };
+            return Some(("memory".into(), usage));
+        };
+        let tier = self.tiers.get(below)?;
+        let usage = tier.ask(&*self.runtime, tier.store.usage()).await;
+        Some((Arc::clone(&tier.name), usage.unwrap_or_default()))
+    }
+
+    fn note_size(&self, index: usize, bytes: u64) -> u64 {
+        self.largest
+            .get(index)
+            .map_or(bytes, |largest| largest.fetch_max(bytes, Ordering::Relaxed).max(bytes))
+    }
+
+    pub(crate) async fn close(&self) -> bool {
+        let is_first = !self.is_closed.swap(true, Ordering::AcqRel);
+        let landed = unless(|| self.runtime.sleep(CLOSING), self.flights.all_landed()).await;
+        if is_first {
+            for tier in &self.tiers {
+                if let Err(error) = tier.ask(&*self.runtime, tier.store.close()).await {
+                    tracing::warn!(tier = %tier.name, %error, "a store did not close as it should");
+                }
+            }
+        }
+        landed.is_some() && self.pending.is_empty()
+    }
+
+    /// Frees what has expired, notes sizes, and follows the ledger if others write it.
+    pub(crate) fn start_housekeeping(self: &Arc<Self>) {
+        if self.authority.scope() > Scope::Process {
+            self.repeat(FOLLOWING, |core| Box::pin(async move { core.follow().await }));
+        }
+        self.repeat(SWEEPING, |core| Box::pin(async move { core.sweep().await }));
+    }
+
+    /// Runs `chore` again and again, until the cache is closed or dropped.
+    fn repeat(self: &Arc<Self>, every: Duration, chore: fn(Arc<Self>) -> BoxFuture<'static, ()>) {
+        let core = Arc::downgrade(self);
+        let runtime = Arc::clone(&self.runtime);
+        self.runtime.spawn(Box::pin(async move {
+            loop {
+                runtime.sleep(every).await;
+                match core.upgrade() {
+                    Some(core) if core.check_open().is_ok() => {
+                        // Values that are dropped on the way may panic; the next round comes.
+                        let _ = catch_panic(chore(core)).await;
+                    }
+                    _ => return,
+                }
+            }
+        }));
+    }
+
+    async fn sweep(&self) {
+        if let Some(memory) = &self.memory {
+            memory.sweep(self.clock.tick(), SWEEP_AT_ONCE);
+        }
+        for (tier, index) in self.tiers.iter().zip(1..) {
+            let chores = tier.store.maintain(self.clock.wall());
+            if let Err(error) = tier.ask(&*self.runtime, chores).await {
+                tracing::warn!(tier = %tier.name, %error, "housekeeping failed");
+            }
+            if let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await {
+                self.note_size(index, usage.bytes);
+            }
+        }
+    }
+}
+
+/// Does `work`, which drops values, and does it again for as long as one of them panics:
+/// what one value does must not keep another from being dropped.
+fn drop_all(mut work: impl FnMut()) {
+    while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {}
+}
+
+/// How often a ledger that others write is looked at: what they invalidate reaches
+/// this process's memory within this and the time that one query takes.
+const FOLLOWING: Duration = Duration::from_millis(20);
+
+/// How often expired entries are looked for.
+const SWEEPING: Duration = Duration::from_secs(1);
+
+/// Entries in memory that one sweep looks at.
+const SWEEP_AT_ONCE: usize = 16_384;
