@@ -157,6 +157,7 @@ pub(crate) struct Set {
     pub(crate) key: String,
 
     /// The value as JSON, 64 MiB at most; `-` reads it from the standard input
+    #[arg(allow_negative_numbers = true)]
     pub(crate) value: String,
 
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! The **random** numbers of a test: the same ones for the same seed.
 
-/// SplitMix64: small, and good enough to choose what a test does next.
+/// `SplitMix64`: small, and good enough to choose what a test does next.
 #[derive(Debug)]
 pub(crate) struct Random {
     state: u64,

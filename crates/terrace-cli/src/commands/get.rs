@@ -60,7 +60,7 @@ async fn find(terrace: &Terrace, args: &Get) -> Result<Found, Failure> {
             format_args!(
                 "what is under the key {key} in {dir} cannot be read: it counts as absent"
             ),
-            "see `terrace inspect`, or store it again with `terrace set`",
+            "it is damaged, which `terrace inspect` shows, or not a value that JSON can express",
         ));
     }
     Err(Failure::nothing_there(

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::Serialize;
+use terrace::key::{KEY_FORMAT, StoredKey};
 
 use crate::args::Inspect;
 use crate::directory::{Directory, Listed, State};
@@ -95,7 +96,6 @@ impl From<Listed> for Row {
             Err(damage) => (None, Some(damage.to_string())),
         };
         let header = frame.as_ref().map(|frame| &frame.header);
-        let tag = |tag: &Arc<str>| tag.split_once(':').map_or(&**tag, |(_, tag)| tag).to_owned();
         Self {
             created: header.map(|header| time(header.created)),
             expires: header.and_then(|header| header.expires).map(time),
@@ -111,4 +111,13 @@ impl From<Listed> for Row {
             damage,
         }
     }
+}
+
+/// A tag as its user knows it, from what the ledger calls it: `tenant:tag`, each escaped as keys
+/// are.
+fn tag(name: &Arc<str>) -> String {
+    let escaped = name.split_once(':').map_or(&**name, |(_, tag)| tag);
+    StoredKey::parse(&format!("{KEY_FORMAT}:::0000000000000000:{escaped}"))
+        .and_then(|key| String::from_utf8(key.key()?).ok())
+        .unwrap_or_else(|| escaped.to_owned())
 }

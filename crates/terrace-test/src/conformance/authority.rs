@@ -8,7 +8,7 @@ use terrace::authority::{Appended, Authority};
 use terrace::ledger::{Line, Name, Names, Stamp};
 use terrace::protocol::{Follow, Lease, Leased, Limits, Marks, Snapshot, Standing};
 
-use super::{Entry, answered, at, broken, foreign, holds, position, same, together};
+use super::{Entry, abandon, answered, at, broken, foreign, holds, position, same, together};
 
 pub(super) async fn check<Fut>(make: &impl Fn() -> Fut)
 where
@@ -24,7 +24,7 @@ where
         joins_like_it_judges appends_only_if_unnamed refuses_other_ledgers
         forgets_without_a_gap grants_one_lease renews_a_lease releases_a_lease voids_leases
         counts counts_until_it_lapses drops_counters numbers_tasks_without_a_gap
-        appends_in_one_step lets_one_task_win adds_up_tasks
+        appends_in_one_step lets_one_task_win adds_up_tasks survives_abandoned_calls
     }
 }
 
@@ -596,4 +596,42 @@ async fn adds_up_tasks(authority: &Subject) {
     let expected = i64::try_from(TASKS * ROUNDS).unwrap_or(i64::MAX);
     holds(sums.into_iter().eq(1..=expected), "a counter misses nothing that tasks add at once");
     same(&counter(&**authority, &key, 0).await, &Some(expected), "a counter keeps the sum");
+}
+
+async fn survives_abandoned_calls(authority: &Subject) {
+    const CALLS: usize = 12;
+    let authority = &**authority;
+    let start = position(authority).await;
+    let counted = key_name("counted");
+    let between = Name::Key(key_name("between"));
+    for call in 0..CALLS {
+        let polls = call / 3;
+        let leased = key_name(format_args!("leased:{call}"));
+        let names = [0, 1].map(|part| Name::Key(key_name(format_args!("{call}:{part}"))));
+        abandon(authority.append(&names), polls).await;
+        abandon(authority.count(&counted, 1, at(0), None), polls).await;
+        abandon(authority.lease(&leased, at(0), at(100)), polls).await;
+        append(authority, between.clone()).await;
+        count(authority, &counted, 1000).await;
+        let promise = "a lease that was asked for and not waited for is granted or is not";
+        let found = lease(authority, &leased, 50, 100).await;
+        holds(matches!(found, Leased::Granted(_)) || found == Leased::Held(at(100)), promise);
+    }
+    let lines = lines_since(authority, start).await;
+    holds(
+        lines.iter().map(|line| line.number).eq((start.number + 1..).take(lines.len())),
+        "calls that are dropped leave no gap in the ledger",
+    );
+    let awaited = lines.iter().filter(|line| line.name == between).count();
+    same(&awaited, &CALLS, "a line that was waited for is there, whatever was dropped");
+    let others: Vec<_> = lines.iter().filter(|line| line.name != between).collect();
+    let is_whole = others.chunks(2).all(|pair| match pair {
+        [one, two] => two.number == one.number + 1,
+        _ => false,
+    });
+    holds(is_whole, "a call that is dropped appends all of its lines or none");
+    let sum = counter(authority, &counted, 0).await.unwrap_or(0);
+    let calls = i64::try_from(CALLS).unwrap_or(i64::MAX);
+    same(&(sum / 1000), &calls, "what was counted and waited for counts, whatever was dropped");
+    holds(sum % 1000 <= calls, "a count that is dropped counts once or not at all");
 }

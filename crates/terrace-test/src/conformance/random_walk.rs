@@ -26,7 +26,7 @@ pub(super) async fn walk(authority: &dyn Authority, seed: u64) {
         now: 0,
         place: format!("seed {seed}"),
     };
-    walk.agree("position", start, walk.model.position());
+    walk.agree("position", &start, &walk.model.position());
     for step in 0..STEPS {
         walk.place = format!("seed {seed}, step {step}");
         walk.now += walk.random.below(60);
@@ -80,7 +80,7 @@ impl Walk<'_> {
     /// # Panics
     /// The two answers differ.
     #[track_caller]
-    fn agree<T: PartialEq + Debug>(&self, question: impl Debug, found: T, expected: T) {
+    fn agree<T: PartialEq + Debug>(&self, question: impl Debug, found: &T, expected: &T) {
         if found != expected {
             broken(
                 "an authority answers like the model",
@@ -136,8 +136,8 @@ impl Walk<'_> {
         let names: Vec<_> = (0..count).map(|_| self.name()).collect();
         let found = answered(self.authority.append(&names).await);
         let expected = self.model.append(names.iter().cloned());
-        self.agree(("append", &names), found.position, expected);
-        self.agree(("append, held", &names), found.held.len(), names.len());
+        self.agree(("append", &names), &found.position, &expected);
+        self.agree(("append, held", &names), &found.held.len(), &names.len());
         for (name, held) in names.iter().zip(found.held) {
             self.drop_counters(name, held);
         }
@@ -156,7 +156,7 @@ impl Walk<'_> {
         let answer = self.authority.append_if_unnamed(ticket, name.clone(), names).await;
         let found = answered(answer);
         let expected = self.model.append_if_unnamed(ticket, name.clone(), &names);
-        self.agree(question, found.as_ref().map(|appended| appended.position), expected);
+        self.agree(question, &found.as_ref().map(|appended| appended.position), &expected);
         if let Some([held]) = found.as_ref().map(|appended| appended.held.as_slice()) {
             self.drop_counters(&name, *held);
         }
@@ -168,12 +168,12 @@ impl Walk<'_> {
             since.number = self.model.position().number + 1 + self.random.below(3);
         }
         let found = answered(self.authority.follow(since).await);
-        self.agree(format!("follow {since}"), found, self.model.follow(since));
+        self.agree(format!("follow {since}"), &found, &self.model.follow(since));
     }
 
     async fn snapshot(&mut self) {
         let found = answered(self.authority.snapshot().await);
-        self.agree("snapshot", found, self.model.snapshot());
+        self.agree("snapshot", &found, &self.model.snapshot());
     }
 
     async fn lease(&mut self) {
@@ -184,10 +184,10 @@ impl Walk<'_> {
         let question = format!("lease {key} from {now:?} until {until:?}");
         match (found, expected) {
             (Leased::Granted(theirs), Leased::Granted(ours)) => {
-                self.agree(question, theirs.until, ours.until);
+                self.agree(question, &theirs.until, &ours.until);
                 self.grants.push((key, theirs.token, ours.token));
             }
-            (found, expected) => self.agree(question, found, expected),
+            (found, expected) => self.agree(question, &found, &expected),
         }
     }
 
@@ -203,7 +203,7 @@ impl Walk<'_> {
         let until = at(self.now + 1 + self.random.below(400));
         let found = answered(self.authority.renew(&key, theirs, until).await);
         let expected = self.model.renew(&key, ours, until);
-        self.agree(format!("renew {key} until {until:?}"), found, expected);
+        self.agree(format!("renew {key} until {until:?}"), &found, &expected);
     }
 
     async fn count(&mut self) {
@@ -213,7 +213,7 @@ impl Walk<'_> {
         let living = self.counters.get(&key).filter(|counter| counter.lives(now));
         let before = living.map(|counter| counter.value);
         let found = answered(self.authority.counter(&key, now).await);
-        self.agree(&question, found, before);
+        self.agree(&question, &found, &before);
         if self.random.below(3) == 0 {
             return;
         }
@@ -227,7 +227,7 @@ impl Walk<'_> {
             counter.value += by;
             counter.value
         });
-        self.agree(question, Some(found), expected);
+        self.agree(question, &Some(found), &expected);
     }
 
     /// Drops the counters that a line names; `held` has to say whether there were any.
@@ -248,7 +248,7 @@ impl Walk<'_> {
         });
         // One that has lapsed may be there still, or not.
         if lived || self.counters.len() == before {
-            self.agree(("held", name), held, lived);
+            self.agree(("held", name), &held, &lived);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use terrace::Disk;
@@ -44,12 +45,12 @@ use Flaw::*;
 struct Flawed {
     inner: Arc<dyn Store>,
     flaw: Flaw,
-    puts: std::sync::atomic::AtomicU64,
-    is_closed: std::sync::atomic::AtomicBool,
+    puts: AtomicU64,
+    is_closed: AtomicBool,
 }
 
 impl Flawed {
-    fn new(inner: Arc<dyn Store>, flaw: Flaw) -> Arc<dyn Store> {
+    fn over(inner: Arc<dyn Store>, flaw: Flaw) -> Arc<dyn Store> {
         Arc::new(Self { inner, flaw, puts: 0.into(), is_closed: false.into() })
     }
 
@@ -86,9 +87,7 @@ impl Store for Flawed {
             if self.is(SwallowsEmptyFrames) {
                 frames = frames.into_iter().map(|frame| frame.filter(|f| !f.is_empty())).collect();
             }
-            if self.is(HidesBehindClose)
-                && self.is_closed.load(std::sync::atomic::Ordering::Relaxed)
-            {
+            if self.is(HidesBehindClose) && self.is_closed.load(Ordering::Relaxed) {
                 frames = vec![Some(Bytes::from_static(b"?")); keys.len()];
             }
             Ok(frames)
@@ -119,7 +118,7 @@ impl Store for Flawed {
                 self.inner.put(&halves).await?;
                 tokio::task::yield_now().await;
             }
-            self.puts.fetch_add(puts.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            self.puts.fetch_add(puts.len() as u64, Ordering::Relaxed);
             let mut stored = self.inner.put(&puts).await?;
             if self.is(RefusesAll) && stored.contains(&Stored::Refused) {
                 stored.fill(Stored::Refused);
@@ -198,7 +197,7 @@ impl Store for Flawed {
         Box::pin(async move {
             let usage = self.inner.usage().await?;
             if self.is(ForgetsToCountReplaced) && usage.entries > 0 {
-                let puts = self.puts.load(std::sync::atomic::Ordering::Relaxed);
+                let puts = self.puts.load(Ordering::Relaxed);
                 return Ok(Usage::new(puts, usage.bytes));
             }
             Ok(usage)
@@ -223,7 +222,7 @@ impl Store for Flawed {
     }
 
     fn close(&self) -> StoreResult<'_, ()> {
-        self.is_closed.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.is_closed.store(true, Ordering::Relaxed);
         self.inner.close()
     }
 }
@@ -263,7 +262,7 @@ fn the_kit_says_what_is_wrong_with_a_store() {
     ];
     let mut overlooked = Vec::new();
     for (flaw, sentence) in flaws {
-        let verdict = verdict(|| Flawed::new(Arc::new(MapStore::new()), flaw));
+        let verdict = verdict(|| Flawed::over(Arc::new(MapStore::new()), flaw));
         if !verdict.contains(sentence) {
             overlooked.push(format!("{flaw:?}: {verdict}"));
         }
@@ -279,13 +278,13 @@ fn the_kit_says_what_is_wrong_with_a_store_that_keeps_a_ledger() {
         (KeepsItsLedgerToItself, "a small frame that is current is stored"),
     ];
     let directory = tempfile::tempdir().unwrap();
-    let stores = std::sync::atomic::AtomicU32::new(0);
+    let stores = AtomicU32::new(0);
     let mut overlooked = Vec::new();
     for (flaw, sentence) in flaws {
         let verdict = verdict(|| {
-            let number = stores.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let number = stores.fetch_add(1, Ordering::Relaxed);
             let disk = Disk::at(directory.path().join(number.to_string())).open().unwrap();
-            Flawed::new(Arc::new(disk), flaw)
+            Flawed::over(Arc::new(disk), flaw)
         });
         if !verdict.contains(sentence) {
             overlooked.push(format!("{flaw:?}: {verdict}"));
@@ -293,6 +292,6 @@ fn the_kit_says_what_is_wrong_with_a_store_that_keeps_a_ledger() {
     }
     assert!(overlooked.is_empty(), "{}", overlooked.join("\n"));
     // Beside a store that keeps none it refuses nothing and drops nothing.
-    let verdict = verdict(|| Flawed::new(Arc::new(MapStore::new()), KeepsItsLedgerToItself));
+    let verdict = verdict(|| Flawed::over(Arc::new(MapStore::new()), KeepsItsLedgerToItself));
     assert!(verdict.contains("is refused"), "{verdict}");
 }

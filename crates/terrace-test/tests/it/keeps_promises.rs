@@ -1,6 +1,7 @@
 //! Subjects that keep their promises pass the kits.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use terrace::Disk;
 use terrace::authority::{Authority, LocalAuthority};
@@ -30,9 +31,9 @@ async fn the_ledger_of_a_process_is_an_authority() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_disk_behind_no_chaos_is_a_store() {
     let directory = tempfile::tempdir().unwrap();
-    let stores = std::sync::atomic::AtomicU32::new(0);
+    let stores = AtomicU32::new(0);
     let make = || {
-        let number = stores.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = stores.fetch_add(1, Ordering::Relaxed);
         let path = directory.path().join(number.to_string());
         async move {
             let store = Disk::at(path).open().unwrap();

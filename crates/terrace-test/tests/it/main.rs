@@ -1,6 +1,9 @@
 //! What the tools do themselves.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are not themselves marked as tests")]
+
 mod broken_authority;
 mod broken_store;
 mod chaos;
 mod keeps_promises;
+mod shared_disk;

@@ -14,7 +14,7 @@ use super::source::{Airport, Nearest, Report, Source};
 use super::stream::Query;
 
 /// Neighbours that [`Query::Nearest`] asks for.
-const NEIGHBOURS: u32 = 10;
+const NEIGHBOURS: u32 = 5;
 
 /// How long answers are good: longer than any demonstration.
 const TTL: Duration = Duration::from_secs(3600);

@@ -16,12 +16,12 @@ impl Progress {
         // The bar is drawn on the standard error stream, but is there for whoever waits for a
         // table: not for a program at the other end of a pipe.
         let is_watched = output.is_terminal() && io::stderr().is_terminal() && !output.is_json();
-        let bar = if is_watched { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        let bar = if is_watched { ProgressBar::new(1) } else { ProgressBar::hidden() };
         let filled = if output.style().unicode { "━━ " } else { "##-" };
         let template = if output.style().colour {
-            "{msg:<40} {bar:30.green} {pos}/{len}"
+            "{msg:<28} {wide_bar:.green} {pos}/{len}"
         } else {
-            "{msg:<40} {bar:30} {pos}/{len}"
+            "{msg:<28} {wide_bar} {pos}/{len}"
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars(filled));
@@ -31,9 +31,9 @@ impl Progress {
 
     /// A new part of so many steps.
     pub(crate) fn begin(&self, what: &'static str, steps: u64) {
-        self.bar.set_message(what);
-        self.bar.set_length(steps);
         self.bar.set_position(0);
+        self.bar.set_length(steps);
+        self.bar.set_message(what);
     }
 
     /// Some of them are done.
