@@ -192,7 +192,15 @@ fn shown(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// What each of `values` is first, in the order in which they come.
+/// A metric with its unit, unless one says the other.
+fn titled(metric: &str, unit: &str) -> String {
+    if metric.contains(unit) || unit.to_lowercase().contains(metric) {
+        return metric.to_owned();
+    }
+    format!("{metric} ({unit})")
+}
+
+/// Each of `values` once, in the order in which they come.
 fn distinct<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for value in values {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Record, Verdict, distinct, shown};
+use super::{Record, Verdict, distinct, shown, titled};
 use crate::harness::OURS;
 
 /// Where labels end and plots begin, how wide plots are, and how high a row is.
@@ -66,7 +66,7 @@ fn bars(page: &mut String, name: &str, records: &[&Record]) {
         .collect();
     let most = rows.iter().map(|(_, _, value, _)| *value).fold(0.0, f64::max);
     let unit = rows.first().map_or("", |(_, _, _, unit)| unit);
-    let _ = writeln!(page, "<h3>{} in {}</h3>", escaped(name), escaped(unit));
+    let _ = writeln!(page, "<h3>{}</h3>", escaped(&titled(name, unit)));
     begin(page, rows.len());
     for (index, (engine, version, value, _)) in rows.iter().enumerate() {
         let top = index as f64 * ROW;
@@ -134,7 +134,7 @@ fn ratios(page: &mut String, records: &[&Record]) {
 
 fn begin(page: &mut String, rows: usize) {
     let (width, height) = (LEFT + WIDE + 80.0, rows as f64 * ROW);
-    let _ = writeln!(page, "<svg viewBox=\"0 0 {width} {height}\" role=\"img\">");
+    let _ = writeln!(page, "<svg viewBox=\"0 0 {width} {height}\">");
 }
 
 fn label(page: &mut String, top: f64, text: &str) {

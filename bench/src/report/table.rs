@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Record, Verdict, distinct, shown};
+use super::{Record, Verdict, distinct, shown, titled};
 use crate::harness::Outcome;
 
 /// A case: who measured what, and how ours compares.
@@ -31,10 +31,7 @@ fn heading(metric: &str, records: &[Record]) -> String {
         Record::Value { metric: of, unit, .. } if of == metric => Some(unit.as_str()),
         _ => None,
     });
-    match unit {
-        Some(unit) if !metric.contains(unit) => format!("{metric} ({unit})"),
-        _ => metric.to_owned(),
-    }
+    titled(metric, unit.unwrap_or_default())
 }
 
 fn row(name: &str, metrics: &[&str], records: &[Record]) -> Vec<String> {

@@ -1,7 +1,8 @@
-//! `disk`: values of 1 KiB below memory, with nothing in memory.
+//! `disk`: reads and writes of the disk tier, with nothing in memory.
 //!
-//! Values are random bytes, which no compressor makes smaller. Both sides keep their database
-//! for the whole run; it is read into the operating system's cache before each round.
+//! Values are random bytes, which no compressor makes smaller, and every write brings others:
+//! SQLite notices when a row stays as it was. Both sides keep their database for the whole run;
+//! it is read into the operating system's cache before each round.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -86,9 +87,21 @@ pub fn run(request: &Request, report: &mut Report) -> Result<()> {
 
 fn entries(count: usize) -> Vec<(String, Bytes)> {
     let mut random = Random::new(44);
-    let mut value =
-        || -> Bytes { (0..VALUE_BYTES / 8).flat_map(|_| random.number().to_le_bytes()).collect() };
-    (0..count).map(|number| (text_key(number), value())).collect()
+    (0..count).map(|number| (text_key(number), value(number, &mut random))).collect()
+}
+
+/// A value for the key of this number: it begins with the number.
+fn value(number: usize, random: &mut Random) -> Bytes {
+    let mut value = Vec::with_capacity(VALUE_BYTES);
+    value.extend((number as u64).to_le_bytes());
+    while value.len() < VALUE_BYTES {
+        value.extend(random.number().to_le_bytes());
+    }
+    value.into()
+}
+
+fn is_value_of(value: &[u8], number: usize) -> bool {
+    value.len() == VALUE_BYTES && value.starts_with(&(number as u64).to_le_bytes())
 }
 
 fn engine<'a, D: Disk>(
@@ -117,8 +130,8 @@ fn read<D: Disk>(side: &Side<D>, round: &Round<'_>, mut random: Random) -> Resul
             if position == warm_up.len() {
                 began = Instant::now();
             }
-            let (key, value) = &entries[*number];
-            let is_right = side.disk.read(key, |found| found == value).await?;
+            let (key, _) = &entries[*number];
+            let is_right = side.disk.read(key, |found| is_value_of(found, *number)).await?;
             ensure!(is_right == Some(true), "a read found nothing, or another value");
         }
         Ok(began.elapsed().as_secs_f64() * 1e6 / timed.len() as f64)
@@ -128,18 +141,19 @@ fn read<D: Disk>(side: &Side<D>, round: &Round<'_>, mut random: Random) -> Resul
 /// Writes by tasks that each wait for one write before the next: microseconds a value.
 fn write<D: Disk>(side: &Side<D>, round: &Round<'_>, mut random: Random) -> Result<f64> {
     let each = round.operations / WRITERS;
-    let orders: Vec<Vec<usize>> = (0..WRITERS)
-        .map(|_| (0..each).map(|_| random.below(round.entries.len())).collect())
-        .collect();
+    let mut write = || {
+        let number = random.below(round.entries.len());
+        (number, value(number, &mut random))
+    };
+    let orders: Vec<Vec<_>> = (0..WRITERS).map(|_| (0..each).map(|_| write()).collect()).collect();
     round.runtime.block_on(async {
         let mut tasks = Vec::new();
         let began = Instant::now();
         for order in orders {
             let (disk, entries) = (Arc::clone(&side.disk), Arc::clone(round.entries));
             tasks.push(tokio::spawn(async move {
-                for number in order {
-                    let (key, value) = &entries[number];
-                    disk.write(key, value).await?;
+                for (number, value) in order {
+                    disk.write(&entries[number].0, &value).await?;
                 }
                 anyhow::Ok(())
             }));

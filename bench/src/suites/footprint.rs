@@ -1,4 +1,4 @@
-//! `footprint`: what an entry of two integers costs besides its 16 bytes.
+//! `footprint`: bytes and allocations that an entry of two integers costs besides itself.
 
 use anyhow::{Result, bail};
 

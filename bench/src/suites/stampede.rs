@@ -1,4 +1,4 @@
-//! `stampede`: ten thousand tasks want the same missing value at the same time.
+//! `stampede`: ten thousand callers at once for one missing value.
 
 use std::time::{Duration, Instant};
 
