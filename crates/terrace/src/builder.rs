@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::authority::{Authority, LocalAuthority};
 use crate::cache::Terrace;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
 use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
@@ -145,6 +145,7 @@ impl Builder {
             pending: Pending::default(),
             spaces: Spaces::new(tiers.len() + 1),
             clock,
+            steady_wall: SteadyWall::default(),
             runtime,
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
             following: tokio::sync::Mutex::new(()),

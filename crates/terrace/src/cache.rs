@@ -211,7 +211,7 @@ impl Terrace {
 
     async fn count(&self, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, Error> {
         let name = self.dynamic.checked_name(key.as_bytes())?;
-        let now = self.core.clock.wall();
+        let now = self.core.wall();
         let expires = ttl.map(|ttl| now.saturating_add(ttl));
         Ok(self.core.ask(self.core.authority.count(&name, by, now, expires)).await?)
     }
@@ -222,7 +222,7 @@ impl Terrace {
     /// As for [`Terrace::increment`].
     pub async fn counter(&self, key: &str) -> Result<Option<i64>, Error> {
         let name = self.dynamic.checked_name(key.as_bytes())?;
-        Ok(self.core.ask(self.core.authority.counter(&name, self.core.clock.wall())).await?)
+        Ok(self.core.ask(self.core.authority.counter(&name, self.core.wall())).await?)
     }
 
     /// Invalidates `key`: from when this returns, no read here that begins later
@@ -241,7 +241,7 @@ impl Terrace {
     /// # Errors
     /// The cache is closed.
     pub async fn invalidate_tag(&self, tag: &str) -> Result<Settled, Error> {
-        self.core.check_open()?;
+        let _underway = self.core.begin()?;
         let name = Name::Tag(tag_name("", tag));
         Ok(self.core.invalidate(vec![name]).await.settled)
     }

@@ -6,6 +6,7 @@
 //! never used to decide which of two things happened first (the ledger does).
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use terrace_memory::Tick;
@@ -85,6 +86,25 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock that everything else asks")]
     fn wall(&self) -> WallTime {
         WallTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))
+    }
+}
+
+/// The time of day as a cache goes by it: never behind what it was and the time that has
+/// passed since, so that a clock that is set back gives no entry a longer life.
+#[derive(Debug, Default)]
+pub(crate) struct SteadyWall {
+    /// Milliseconds by which the time of day was ahead of elapsed time, at most.
+    ahead: AtomicU64,
+}
+
+impl SteadyWall {
+    pub(crate) fn now(&self, clock: &dyn Clock) -> WallTime {
+        // The time of day first: what passes between the two must not add up.
+        let wall = clock.wall().as_millis();
+        let elapsed = millis(clock.elapsed());
+        let ahead = wall.saturating_sub(elapsed);
+        let ahead = self.ahead.fetch_max(ahead, Ordering::Relaxed).max(ahead);
+        WallTime(elapsed.saturating_add(ahead))
     }
 }
 

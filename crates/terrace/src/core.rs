@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::authority::{Answer, Appended, Authority};
-use crate::clock::Clock;
+use crate::clock::{Clock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
-use crate::flight::Flights;
+use crate::flight::{Flights, Underway};
 use crate::guard::within;
 use crate::key::{KeyRef, MemoryKey, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
@@ -39,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) pending: Pending,
     pub(crate) spaces: Spaces,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
     pub(crate) following: tokio::sync::Mutex<()>,
@@ -70,8 +71,21 @@ impl Core {
         within(&*self.runtime, self.authority_deadline, "ask the ledger", answer).await
     }
 
+    /// The time of day by which entries live. Leases go by the one that others see.
+    pub(crate) fn wall(&self) -> WallTime {
+        self.steady_wall.now(&*self.clock)
+    }
+
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         if self.is_closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The same for what changes something: closing waits for as long as the answer is
+    /// kept.
+    pub(crate) fn begin(&self) -> Result<Underway, Error> {
+        // First of all, so that whoever closes sees it or is seen.
+        let underway = self.flights.underway();
+        self.check_open().map(|()| underway)
     }
 
     pub(crate) fn tier_names(&self) -> impl Iterator<Item = &str> {
@@ -371,7 +385,7 @@ impl Core {
             memory.sweep(self.clock.tick(), SWEEP_AT_ONCE);
         }
         for (tier, index) in self.tiers.iter().zip(1..) {
-            let chores = tier.store.maintain(self.clock.wall());
+            let chores = tier.store.maintain(self.wall());
             if let Err(error) = tier.ask(&*self.runtime, chores).await {
                 tracing::warn!(tier = %tier.name, %error, "housekeeping failed");
             }

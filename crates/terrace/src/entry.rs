@@ -1,6 +1,7 @@
 //! The **entry**: a value and what is known about it, in one allocation.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use crate::clock::{Tick, WallTime};
 use crate::freshness::{Life, Written};
+use crate::key::tag_of_name;
 use crate::ledger::Stamp;
 
 /// A value that the cache answered with.
@@ -91,8 +93,8 @@ impl<V> Cached<V> {
     }
 
     /// The tags that it carries, without their tenant.
-    pub fn tags(&self) -> impl Iterator<Item = &str> {
-        self.entry.meta.tags.iter().map(|tag| tag.split_once(':').map_or(&**tag, |(_, tag)| tag))
+    pub fn tags(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        self.entry.meta.tags.iter().map(|tag| tag_of_name(tag))
     }
 }
 

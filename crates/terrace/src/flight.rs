@@ -137,12 +137,12 @@ impl Flights {
         Joined::Leading(self.take_off(key, current, oldest))
     }
 
-    /// How many flights are under way.
+    /// How many flights and writes are under way.
     pub(crate) fn airborne(&self) -> usize {
         self.airborne.load(Ordering::SeqCst)
     }
 
-    /// Waits until no flight is under way.
+    /// Waits until neither a flight nor a write is under way.
     pub(crate) async fn all_landed(&self) {
         loop {
             let idle = self.idle.notified();
@@ -153,20 +153,20 @@ impl Flights {
         }
     }
 
+    /// Something that [`Flights::all_landed`] waits for: a flight, or a write.
+    pub(crate) fn underway(self: &Arc<Self>) -> Underway {
+        self.airborne.fetch_add(1, Ordering::SeqCst);
+        Underway { flights: Arc::clone(self) }
+    }
+
     fn take_off(
         self: &Arc<Self>,
         key: KeyRef<'_>,
         flight: Arc<Flight>,
         after: Option<Arc<Flight>>,
     ) -> Takeoff {
-        self.airborne.fetch_add(1, Ordering::SeqCst);
-        Takeoff {
-            flights: Arc::clone(self),
-            key: key.to_memory_key(),
-            flight,
-            after,
-            is_over: false,
-        }
+        let underway = self.underway();
+        Takeoff { underway, key: key.to_memory_key(), flight, after, is_over: false }
     }
 
     fn shard(&self, hash: u64) -> &Mutex<HashTable<Slot>> {
@@ -180,7 +180,7 @@ impl Flights {
 /// The duty to land a flight. Dropping it lands the flight as abandoned, so that
 /// nobody waits for ever, whatever becomes of the task.
 pub(crate) struct Takeoff {
-    flights: Arc<Flights>,
+    underway: Underway,
     key: MemoryKey,
     flight: Arc<Flight>,
     after: Option<Arc<Flight>>,
@@ -221,8 +221,9 @@ impl Takeoff {
         if self.is_over {
             return true;
         }
-        let hash = self.flights.hasher.hash_one(&self.key);
-        let mut shard = self.flights.shard(hash).lock();
+        let flights = &self.underway.flights;
+        let hash = flights.hasher.hash_one(&self.key);
+        let mut shard = flights.shard(hash).lock();
         if !holds() {
             return false;
         }
@@ -247,6 +248,16 @@ impl Takeoff {
 impl Drop for Takeoff {
     fn drop(&mut self) {
         self.land(Err(Crash::Abandoned));
+    }
+}
+
+/// Is under way until it is dropped.
+pub(crate) struct Underway {
+    flights: Arc<Flights>,
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
         if self.flights.airborne.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.flights.idle.notify_waiters();
         }

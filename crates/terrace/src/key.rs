@@ -17,6 +17,7 @@
 //! [`LONGEST_KEY_TEXT`] is replaced by `#` and its 128-bit hash; the full key
 //! stands in the frame and is compared when the frame is read.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -316,6 +317,16 @@ pub(crate) fn space_name(tenant: &str, space: &str) -> Arc<str> {
 /// The ledger's name of a tag: `tenant:tag`.
 pub(crate) fn tag_name(tenant: &str, tag: &str) -> Arc<str> {
     space_name(tenant, tag)
+}
+
+/// The tag that a ledger's name stands for, as its caller gave it.
+pub(crate) fn tag_of_name(name: &str) -> Cow<'_, str> {
+    let tag = name.split_once(':').map_or(name, |(_, tag)| tag);
+    if tag.contains('%') {
+        String::from_utf8_lossy(&unescape(tag)).into_owned().into()
+    } else {
+        tag.into()
+    }
 }
 
 /// The ledger's name of a key, from the name of its space.

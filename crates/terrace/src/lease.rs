@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use crate::core::Core;
 use crate::protocol::Leased;
 
@@ -43,6 +45,19 @@ impl Lease {
             }
         };
         Some(Self { core: Arc::clone(core), name: Arc::clone(name), token })
+    }
+
+    /// The same for a caller that may be dropped while the answer is under way: the lease
+    /// that it would have got is given back.
+    pub(crate) async fn ask_from_outside(core: &Arc<Core>, name: &Arc<str>) -> Option<Self> {
+        let (answer, answered) = oneshot::channel();
+        let asking = (Arc::clone(core), Arc::clone(name));
+        core.runtime.spawn(Box::pin(async move {
+            let (core, name) = asking;
+            // A lease that nobody takes is dropped, which gives it back.
+            let _ = answer.send(Self::ask(&core, &name).await);
+        }));
+        answered.await.ok().flatten()
     }
 
     /// Does `work` and keeps the lease meanwhile.

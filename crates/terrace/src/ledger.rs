@@ -118,8 +118,8 @@ impl Mirror {
         }
         // No key has an empty name, so that only the broader names are compared.
         let no_prefix = stamp.number >= self.prefixed.load(Ordering::SeqCst);
-        let key = if no_prefix { Arc::from("") } else { key() };
-        self.standing_in_full(stamp, &Names { key: &key, space, tags })
+        let key = (!no_prefix).then(key);
+        self.standing_in_full(stamp, &Names { key: key.as_deref().unwrap_or(""), space, tags })
     }
 
     /// Whether a stamp is of another incarnation than the ledger is now.

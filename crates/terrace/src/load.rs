@@ -17,6 +17,7 @@ use crate::read::{self, Found, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::SpaceCore;
 use crate::stats::bump;
+use crate::store::Scope;
 use crate::write::{self, EntryOptions};
 
 /// What a loader is given.
@@ -107,6 +108,17 @@ async fn lease_or_answer<V: Send + Sync + 'static>(
     let mut patience = Patience::new(space.policy.load_deadline);
     loop {
         if let Some(lease) = Lease::ask(&space.core, &wanted.name).await {
+            // Whoever held it before may have stored the value since the tiers were asked.
+            let is_there = space.core.authority.scope() > Scope::Process
+                && read::exist(space, [&*wanted.bytes]).await.is_ok_and(|there| there == [true]);
+            if is_there
+                && let Some((found, source)) =
+                    read::one_from_tiers(space, codec, wanted, ticket).await
+                && found.is_fresh
+            {
+                lease.release().await;
+                return Err((found, source));
+            }
             return Ok(Some(lease));
         }
         if !patience.wait(&space.core).await {

@@ -413,10 +413,7 @@ fn open<V>(
     Some(decoded.map(|value| {
         let written = written(&frame);
         let meta = Meta {
-            times: Times::new(
-                Life::remaining(&written, core.clock.wall(), core.clock.tick()),
-                written,
-            ),
+            times: Times::new(Life::remaining(&written, core.wall(), core.clock.tick()), written),
             stamp: frame.header.stamp,
             tags: frame.header.tags,
             version: frame.header.version,
@@ -476,7 +473,7 @@ fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Fram
         return Freshness::Dead;
     }
     let standing = core.mirror.standing_in_full(stamp, &names);
-    let life = Life::remaining(&written(frame), core.clock.wall(), core.clock.tick());
+    let life = Life::remaining(&written(frame), core.wall(), core.clock.tick());
     judge(life, standing, core.clock.tick())
 }
 

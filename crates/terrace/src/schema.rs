@@ -302,7 +302,7 @@ mod tests {
 
     #[derive(Deserialize)]
     struct Tree {
-        children: Vec<Tree>,
+        children: Vec<Self>,
     }
 
     #[test]

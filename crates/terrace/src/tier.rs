@@ -57,20 +57,28 @@ pub(crate) enum Origin {
 
 impl Origin {
     #[cfg(feature = "disk")]
-    fn open(self) -> Result<Arc<dyn Store>, BuildError> {
+    fn open(self, max_value_bytes: usize) -> Result<Arc<dyn Store>, BuildError> {
         match self {
             Self::Store(store) => Ok(store),
-            Self::Disk(disk) => Ok(Arc::new(disk.open()?)),
+            Self::Disk(disk) => {
+                // The tier's limit is for values, and the store sees frames.
+                let largest = max_value_bytes.saturating_add(LARGEST_HEADER);
+                Ok(Arc::new(disk.max_value_bytes(largest).open()?))
+            }
         }
     }
 
     #[cfg(not(feature = "disk"))]
     #[expect(clippy::unnecessary_wraps, reason = "with a disk tier it can fail")]
-    fn open(self) -> Result<Arc<dyn Store>, BuildError> {
+    fn open(self, _: usize) -> Result<Arc<dyn Store>, BuildError> {
         let Self::Store(store) = self;
         Ok(store)
     }
 }
+
+/// What a frame has beside its value: a key of up to 64 KiB and 64 tags at most.
+#[cfg(feature = "disk")]
+const LARGEST_HEADER: usize = 256 << 10;
 
 /// Values larger than this are not stored in a tier unless it says otherwise.
 const LARGEST_VALUE: usize = 64 << 20;
@@ -131,7 +139,7 @@ impl Tier {
     }
 
     pub(crate) fn open(self, name: Arc<str>) -> Result<OpenTier, BuildError> {
-        let store = self.origin.open()?;
+        let store = self.origin.open(self.max_value_bytes)?;
         Ok(OpenTier {
             name,
             scope: store.scope(),

@@ -27,7 +27,6 @@ use terrace_memory::{Attributes, Replace, Tick};
 
 /// Whether what was written or invalidated holds everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
 pub enum Settled {
     /// It does.
     Settled,
@@ -166,6 +165,7 @@ async fn insert<V: Send + Sync + 'static>(
     entries: Vec<(Wanted, V)>,
     options: EntryOptions,
 ) -> Result<Settled, Error> {
+    let _underway = space.core.begin()?;
     if entries.is_empty() {
         return Ok(Settled::Settled);
     }
@@ -290,8 +290,11 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
     fresh: &Fresh<V>,
     ticket: Ticket,
 ) {
-    let Some(codec) = codec else { return };
     let names = Names { key: &wanted.name, space: &space.name, tags: &fresh.entry.meta.tags };
+    if !space.core.permits(ticket, &names) {
+        return count_superseded(space);
+    }
+    let Some(codec) = codec else { return };
     for index in 0..space.core.tiers.len() {
         if !space.core.permits(ticket, &names) {
             return count_superseded(space);
@@ -442,7 +445,7 @@ fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fr
     let ttl = space.policy.lifetime(options.ttl, core.runtime.random());
     let stale_for = space.policy.stale_for;
     let life = Life::begin(core.clock.tick(), ttl, stale_for);
-    let written = Written::begin(core.clock.wall(), ttl, stale_for);
+    let written = Written::begin(core.wall(), ttl, stale_for);
     let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
     let meta = Meta {
         times: Times::new(life, written),
@@ -478,7 +481,7 @@ fn put<V>(
         return None;
     }
     let core = &space.core;
-    let written = meta.times.written().capped(core.clock.wall(), tier.max_ttl);
+    let written = meta.times.written().capped(core.wall(), tier.max_ttl);
     let header = Header {
         codec: used,
         created: written.created,
@@ -512,6 +515,7 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     insert: Insert<'_, K, V>,
 ) -> Result<bool, Error> {
     let Insert { space, codec, key, value, ttl, tags } = insert;
+    let _underway = space.core.begin()?;
     let options = EntryOptions { ttl, tags: tags?, ..EntryOptions::default() };
     let wanted = checked_wanted(space, key)?;
     let encoded = encode_first(space, codec, value)?;
@@ -523,7 +527,7 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
         if read::exist(space, [key]).await?.contains(&true) {
             return Ok(false);
         }
-        if let Some(lease) = Lease::ask(&space.core, &lock).await {
+        if let Some(lease) = Lease::ask_from_outside(&space.core, &lock).await {
             break lease;
         }
         if !patience.wait(&space.core).await {
@@ -578,6 +582,7 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
     keys: impl IntoIterator<Item = &'a K>,
 ) -> Result<(u64, Settled), Error> {
     let core = &space.core;
+    let _underway = core.begin()?;
     let wanted = keys
         .into_iter()
         .map(|key| checked_wanted(space, key))
@@ -646,6 +651,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
     ttl: Duration,
 ) -> Result<bool, Error> {
     let core = &space.core;
+    let _underway = core.begin()?;
     let wanted = checked_wanted(space, key)?;
     let stale_for = space.policy.stale_for;
     let mut found = false;
@@ -660,8 +666,8 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         };
         found = true;
         let mut header = frame.header.clone();
-        let written = Written::begin(core.clock.wall(), Some(ttl), stale_for)
-            .capped(core.clock.wall(), tier.max_ttl);
+        let written =
+            Written::begin(core.wall(), Some(ttl), stale_for).capped(core.wall(), tier.max_ttl);
         (header.expires, header.stale_until) = (written.expires, written.stale_until);
         let Ok(value) = frame.value() else { continue };
         let put = Put {
@@ -690,7 +696,7 @@ fn expire_in_memory(space: &SpaceCore, wanted: &Wanted, ttl: Duration) -> bool {
             return false;
         }
         let times = &view.value.meta().times;
-        let end = Written::begin(core.clock.wall(), Some(ttl), space.policy.stale_for);
+        let end = Written::begin(core.wall(), Some(ttl), space.policy.stale_for);
         times.set(life, Written { created: times.written().created, ..end });
         true
     });
@@ -702,7 +708,7 @@ fn expire_in_memory(space: &SpaceCore, wanted: &Wanted, ttl: Duration) -> bool {
 }
 
 pub(crate) async fn clear(core: &Arc<Core>) -> Result<Settled, Error> {
-    core.check_open()?;
+    let _underway = core.begin()?;
     let invalidated = core.invalidate(vec![Name::Everything]).await;
     if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
         memory.retain(|_, view| view.value.meta().stamp.number >= position.number);
@@ -712,7 +718,7 @@ pub(crate) async fn clear(core: &Arc<Core>) -> Result<Settled, Error> {
 
 pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error> {
     let core = &space.core;
-    core.check_open()?;
+    let _underway = core.begin()?;
     let invalidated = core.invalidate(vec![Name::Space(Arc::clone(&space.name))]).await;
     if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
         let numbers = core.spaces.numbers(&space.name);
@@ -742,7 +748,7 @@ async fn clear_stores(core: &Core, mut settled: Settled, prefix: &str) -> Settle
 }
 
 pub(crate) async fn clear_tier(core: &Arc<Core>, name: &str) -> Result<u64, Error> {
-    core.check_open()?;
+    let _underway = core.begin()?;
     if name == "memory"
         && let Some(memory) = &core.memory
     {

@@ -106,8 +106,13 @@ struct Shared {
 
 impl DiskStore {
     fn open(settings: &Disk) -> Result<Self, BuildError> {
+        // Closing a file lets go of every lock that the process has on it: nobody may
+        // hold one while another one makes the file.
+        static OPENING: Mutex<()> = Mutex::new(());
+        let opening = OPENING.lock();
         let path = connection::prepare(&settings.directory)?;
         let connection = connection::open_database(&path)?;
+        drop(opening);
         let evicted = Arc::new(AtomicU64::new(0));
         let writer = Writer::start(connection, settings.max_bytes, Arc::clone(&evicted))
             .map_err(|error| BuildError::directory(&path, "start its writer", error))?;

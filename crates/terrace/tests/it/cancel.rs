@@ -10,8 +10,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Bed, Layout, Refused, count, ends, eventually, let_others_run, limit, ms, poll_and_drop,
-    poll_once,
+    Bed, Everywhere as _, Layout, Refused, count, ends, eventually, let_others_run, limit, ms,
+    poll_and_drop, poll_once,
 };
 
 /// A loader that says how often it began and ended, and waits to be let go.
@@ -96,7 +96,7 @@ async fn s9_every_kind_of_call_may_be_dropped_at_any_of_its_polls() {
             // may be gone with its caller: then there is none.
             let found = ends(what, space.get("key")).await.unwrap().map(|found| *found);
             assert!(matches!(found, None | Some(1 | 2)), "{layout:?}: {what}: {found:?}");
-            ends(what, async { space.insert("key", 3).await }).await.unwrap();
+            ends(what, async { space.insert("key", 3).await }).await.everywhere();
             let found = ends(what, space.get("key")).await.unwrap().map(|found| *found);
             assert_eq!(found, Some(3), "{layout:?}: {what}");
             assert!(ends(what, space.remove("key")).await.unwrap(), "{layout:?}: {what}");
@@ -108,7 +108,7 @@ async fn s9_every_kind_of_call_may_be_dropped_at_any_of_its_polls() {
         let mut polls = [0; 8];
         for (kind, polls) in polls.iter_mut().enumerate() {
             loop {
-                ends("insert", async { space.insert("key", 1).await }).await.unwrap();
+                ends("insert", async { space.insert("key", 1).await }).await.everywhere();
                 if kind == 3 {
                     space.remove("key").await.unwrap();
                 }
@@ -162,7 +162,7 @@ async fn a_dropped_close_is_still_a_close() {
     for layout in Layout::ALL {
         for polls in 0..100 {
             let bed = Bed::new(layout).await;
-            bed.set("key", &1_u64).await.unwrap();
+            bed.set("key", &1_u64).await.everywhere();
             let closed = poll_and_drop(polls, bed.close()).await;
             assert_ne!(closed, Some(false), "{layout:?}: nothing was under way");
             assert!(ends("a second close", bed.close()).await, "{layout:?}");
@@ -322,9 +322,9 @@ async fn a_runtime_that_ends_leaves_no_caller_waiting() {
     let terrace = tokio::task::spawn_blocking(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let terrace = runtime.block_on(async {
-            let terrace =
-                Terrace::builder().memory(Memory::bytes(1 << 20)).build().await.unwrap();
-            let call = terrace.get_or_load("key", |_| std::future::pending::<Result<u64, Refused>>());
+            let terrace = Terrace::builder().memory(Memory::bytes(1 << 20)).build().await.unwrap();
+            let call =
+                terrace.get_or_load("key", |_| std::future::pending::<Result<u64, Refused>>());
             assert!(poll_and_drop(1, call).await.is_none());
             terrace
         });

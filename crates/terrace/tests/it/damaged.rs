@@ -140,6 +140,20 @@ fn lengths_that_do_not_add_up_are_found_behind_a_right_checksum() {
 }
 
 #[test]
+fn a_frame_has_one_version_at_most() {
+    let frame = encode(&header(), Vec::new(), Compression::off());
+    let end = frame.len() - CHECKSUM;
+    let mut two = frame[..end].to_vec();
+    two.extend([0; 4]);
+    two[TAGS + 8] = 2;
+    assert_eq!(read(&sealed(two), LIMIT).err(), Some(FrameError::Damaged));
+    let mut none = frame[..end - 5].to_vec();
+    none[TAGS + 8] = 0;
+    let (without, _) = read(&sealed(none), LIMIT).unwrap();
+    assert_eq!(without, Header { version: None, ..header() });
+}
+
+#[test]
 fn frames_of_other_formats_are_unknown() {
     for frame in frames() {
         for byte in 0..=u8::MAX {

@@ -10,7 +10,9 @@ use terrace_test::{ManualClock, MapStore};
 use tokio::sync::{Barrier, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::support::{Bed, Layout, Refused, count, ends, eventually, let_others_run, ms};
+use crate::support::{
+    Bed, Everywhere as _, Layout, Refused, count, ends, eventually, let_others_run, ms,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -235,7 +237,7 @@ async fn what_is_stale_answers_when_the_load_fails_and_no_longer_than_allowed() 
         let tiers: Vec<_> = terrace.tiers().map(str::to_owned).collect();
         for failure in Failure::ALL {
             let ask = async || ends("a load", space.get_or_load("key", |_| failure.load())).await;
-            space.insert("key", 1).await.unwrap();
+            space.insert("key", 1).await.everywhere();
             clock.advance(9 * SECOND);
             let fresh = ask().await.unwrap();
             assert!(!fresh.is_stale(), "{tiers:?} {failure:?}");
@@ -263,7 +265,7 @@ async fn what_is_stale_answers_when_the_load_fails_and_no_longer_than_allowed() 
             assert!(over.is_err(), "{tiers:?} {failure:?}: {over:?} after the end");
         }
         // A load that succeeds is never kept waiting by what is stale.
-        space.insert("key", 1).await.unwrap();
+        space.insert("key", 1).await.everywhere();
         clock.advance(11 * SECOND);
         let loaded = space.get_or_load("key", |_| async { Ok::<_, Refused>(2) }).await.unwrap();
         assert_eq!((*loaded, loaded.is_stale()), (2, false), "{tiers:?}");
@@ -277,13 +279,13 @@ async fn what_was_invalidated_never_answers_however_the_load_fails() {
         let tiers: Vec<_> = terrace.tiers().map(str::to_owned).collect();
         for failure in Failure::ALL {
             for kind in 0..4 {
-                space.insert("key", 1).tags(["tag"]).await.unwrap();
+                space.insert("key", 1).tags(["tag"]).await.everywhere();
                 clock.advance(11 * SECOND);
                 match kind {
-                    0 => drop(space.invalidate("key").await.unwrap()),
-                    1 => drop(terrace.invalidate_tag("tag").await.unwrap()),
-                    2 => drop(space.clear().await.unwrap()),
-                    _ => drop(terrace.clear().await.unwrap()),
+                    0 => space.invalidate("key").await.everywhere(),
+                    1 => terrace.invalidate_tag("tag").await.everywhere(),
+                    2 => space.clear().await.everywhere(),
+                    _ => terrace.clear().await.everywhere(),
                 }
                 let answer = ends("a load", space.get_or_load("key", |_| failure.load())).await;
                 assert!(answer.is_err(), "{tiers:?} {failure:?} {kind}: {answer:?}");
@@ -300,7 +302,7 @@ async fn what_becomes_too_old_or_is_invalidated_during_the_load_does_not_answer(
         let tiers: Vec<_> = terrace.tiers().map(str::to_owned).collect();
         let space = Arc::new(space);
         for event in 0..4 {
-            space.insert("key", 1).tags(["tag"]).await.unwrap();
+            space.insert("key", 1).tags(["tag"]).await.everywhere();
             clock.advance(11 * SECOND);
             let pass = Arc::new(Semaphore::new(0));
             let ask = || {
@@ -321,9 +323,9 @@ async fn what_becomes_too_old_or_is_invalidated_during_the_load_does_not_answer(
             .await;
             match event {
                 0 => clock.advance(60 * SECOND),
-                1 => drop(terrace.invalidate_tag("tag").await.unwrap()),
-                2 => drop(space.clear().await.unwrap()),
-                _ => drop(space.invalidate("key").await.unwrap()),
+                1 => terrace.invalidate_tag("tag").await.everywhere(),
+                2 => space.clear().await.everywhere(),
+                _ => space.invalidate("key").await.everywhere(),
             }
             // This call begins when the value is dead already.
             let later = ask();

@@ -80,7 +80,11 @@ proptest! {
     }
 
     #[test]
-    fn what_is_read_as_a_stored_key_is_one(text in "1?:?.{0,12}:.{0,12}:[0-9a-fA-F+]{15,17}:.{0,12}") {
+    fn what_is_read_as_a_stored_key_is_harmless(
+        (tenant, space, key) in (hostile(), hostile(), hostile()), is_escaped in any::<bool>(),
+    ) {
+        let text = format!("1:{tenant}:{space}:0123456789abcdef:{key}");
+        let text = if is_escaped { text.replace(|byte: char| !byte.is_ascii_graphic(), "%20") } else { text };
         if let Some(key) = StoredKey::parse(&text) {
             is_harmless(key.as_str());
             prop_assert_eq!(key.as_str(), text);
@@ -93,6 +97,32 @@ proptest! {
     ) {
         let encoded = |key: &(String, String, u8)| key.encode(&mut KeyBuffer::default()).to_vec();
         prop_assert_eq!(encoded(&one) == encoded(&other), one == other);
+    }
+}
+
+#[test]
+fn what_is_no_stored_key_is_not_read_as_one() {
+    let right = StoredKey::new("tenant", "space", 0xab, b"key");
+    assert_eq!(right.as_str(), "1:tenant:space:00000000000000ab:key");
+    assert_eq!(StoredKey::parse(right.as_str()), Some(right));
+    let wrong = [
+        "",
+        "key",
+        "1:tenant:space:00000000000000ab",
+        "2:tenant:space:00000000000000ab:key",
+        ":tenant:space:00000000000000ab:key",
+        "1:tenant:space:ab:key",
+        "1:tenant:space:+0000000000000ab:key",
+        "1:tenant:space:00000000000000AB:key",
+        "1:tenant:space:000000000000000ab:key",
+        "1:tenant:space:00000000000000xy:key",
+        "1:tenant:space:00000000000000ab:a key",
+        "1:tenant:space:00000000000000ab:\u{1b}[2J",
+        "1:tenant:space:00000000000000ab:\u{e9}",
+        "1:tenant:*:00000000000000ab:key",
+    ];
+    for text in wrong {
+        assert_eq!(StoredKey::parse(text), None, "{text:?}");
     }
 }
 
@@ -376,7 +406,7 @@ async fn keys_of_64_kib_work_and_longer_ones_are_errors() {
             is_refused(space.get_many([&key[..]]).await.unwrap_err());
             is_refused(space.insert_many([(&key[..], 1)]).await.unwrap_err());
             assert!(space.read(&key, |_| ()).is_none());
-            let load = |_| async { Ok::<u32, Infallible>(unreachable!("it is not loaded")) };
+            let load = |_| std::future::pending::<Result<u32, Infallible>>();
             match space.get_or_load(&key, load).await {
                 Err(terrace::LoadError::Cache(error)) => is_refused(error),
                 other => panic!("{other:?}"),
@@ -440,5 +470,22 @@ async fn another_types_value_stays_dead_when_its_line_is_forgotten() {
     }
     for key in ["removed", "written"] {
         assert!(old.get(key).await.unwrap().is_none(), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn tags_come_back_as_they_were_given() {
+    for layout in Layout::ALL {
+        let bed = Bed::new(layout).await;
+        let tags = ["country:CH", "a b", "100%", "\u{e9}\r\n", "plain"];
+        let _ = bed.set("key", &1).tags(tags).await.unwrap();
+        let found = bed.get::<i32>("key").await.unwrap().unwrap();
+        assert_eq!(found.tags().collect::<Vec<_>>(), tags, "{layout:?}");
+        for other in ["country", "country:C", "CH", "country%3ACH", "a", "a%20b", "100%25"] {
+            let _ = bed.invalidate_tag(other).await.unwrap();
+            assert!(bed.get::<i32>("key").await.unwrap().is_some(), "{layout:?}: {other}");
+        }
+        let _ = bed.invalidate_tag("\u{e9}\r\n").await.unwrap();
+        assert!(bed.get::<i32>("key").await.unwrap().is_none(), "{layout:?}");
     }
 }

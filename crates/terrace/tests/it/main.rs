@@ -5,17 +5,28 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test that cannot go on has to say so and stop"
 )]
 
 mod bomb;
+mod cancel;
+mod clock;
 mod conformance;
 mod copies;
 mod damaged;
 mod disk;
+mod errors;
 mod golden_frame;
 mod keys;
 mod model;
+mod outage;
+mod panic;
+mod race;
 mod restart;
+mod stampede;
+mod supersede;
 mod support;
+mod unsafe_code;
+mod verbs;

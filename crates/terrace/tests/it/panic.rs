@@ -10,7 +10,7 @@ use terrace_test::ManualClock;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::support::{Bed, Layout, Refused, count, ends, eventually, ms, twins};
+use crate::support::{Bed, Everywhere as _, Layout, Refused, count, ends, eventually, ms, twins};
 
 /// All who wait when a load panics.
 const WAITERS: usize = 1_000;
@@ -45,9 +45,10 @@ async fn is_usable<V>(space: &Space<str, V>, key: &str, value: fn() -> V)
 where
     V: Send + Sync + 'static,
 {
-    let next = tokio::time::timeout(ms(2_000), space.get_or_load(key, |_| async move {
-        Ok::<_, Refused>(value())
-    }));
+    let next = tokio::time::timeout(
+        ms(2_000),
+        space.get_or_load(key, |_| async move { Ok::<_, Refused>(value()) }),
+    );
     let next = next.await.expect("the key is usable at once");
     assert!(next.is_ok(), "{:?}", next.err());
 }
@@ -122,7 +123,7 @@ async fn s6_a_value_panics_when_it_is_dropped() {
             let bomb = Bomb { number: 1, armed: Arc::clone(&armed) };
             // It ends at once, but stays where it is as something stale: the load that comes
             // drops it.
-            space.insert("key", bomb).ttl(ms(0)).await.unwrap();
+            space.insert("key", bomb).ttl(ms(0)).await.everywhere();
             let loads = Arc::new(AtomicUsize::new(0));
             let load = {
                 let loads = Arc::clone(&loads);
@@ -163,7 +164,7 @@ async fn a_value_that_panics_when_it_is_dropped_keeps_no_other_from_being_invali
             for key in 0..100 {
                 // Two of them at once would be the end of the process.
                 let armed = if key == 50 { Arc::clone(&armed) } else { Arc::default() };
-                space.insert(&key, Bomb { number: key, armed }).tags(["tag"]).await.unwrap();
+                space.insert(&key, Bomb { number: key, armed }).tags(["tag"]).await.everywhere();
             }
             armed.store(true, Ordering::SeqCst);
             let call = tokio::spawn({
@@ -172,14 +173,14 @@ async fn a_value_that_panics_when_it_is_dropped_keeps_no_other_from_being_invali
                     let keys: Vec<u64> = (0..100).collect();
                     match call {
                         0 => drop(space.remove_many(&keys).await.unwrap()),
-                        1 => drop(space.clear().await.unwrap()),
-                        2 => drop(terrace.clear().await.unwrap()),
+                        1 => space.clear().await.everywhere(),
+                        2 => terrace.clear().await.everywhere(),
                         3 => drop(terrace.clear_tier("memory").await.unwrap()),
-                        4 => drop(terrace.invalidate_tag("tag").await.unwrap()),
+                        4 => terrace.invalidate_tag("tag").await.everywhere(),
                         _ => {
                             let new = || Bomb { number: 1_000, armed: Arc::default() };
                             let new = keys.iter().map(|key| (key, new()));
-                            drop(space.insert_many(new).await.unwrap());
+                            space.insert_many(new).await.everywhere();
                         }
                     }
                 }
@@ -195,7 +196,7 @@ async fn a_value_that_panics_when_it_is_dropped_keeps_no_other_from_being_invali
             }
             for key in 0..100 {
                 let new = Bomb { number: 2_000, armed: Arc::default() };
-                ends("an insert", async { space.insert(&key, new).await }).await.unwrap();
+                ends("an insert", async { space.insert(&key, new).await }).await.everywhere();
                 assert_eq!(space.get(&key).await.unwrap().unwrap().number, 2_000, "{layout:?}");
             }
             assert!(ends("closing", bed.close()).await, "{layout:?}");
@@ -211,15 +212,18 @@ async fn a_value_that_panics_when_it_is_dropped_does_not_stop_the_following_of_t
     let bombs = here.space::<str, Bomb>("bombs").build().unwrap();
     let armed = Arc::new(AtomicBool::new(false));
     let bomb = Bomb { number: 1, armed: Arc::clone(&armed) };
-    bombs.insert("bomb", bomb).await.unwrap();
-    here.set("key", &1_u64).await.unwrap();
+    bombs.insert("bomb", bomb).await.everywhere();
+    here.set("key", &1_u64).await.everywhere();
     armed.store(true, Ordering::SeqCst);
     let bombs_there = there.space::<str, Bomb>("bombs").build().unwrap();
-    bombs_there.invalidate("bomb").await.unwrap();
+    bombs_there.invalidate("bomb").await.everywhere();
     eventually("the bomb is dropped", async || bombs.read("bomb", |_| ()).is_none()).await;
     for value in 2..5_u64 {
-        assert_eq!(here.get("key").await.unwrap().map(|found: Cached<u64>| *found), Some(value - 1));
-        there.set("key", &value).await.unwrap();
+        assert_eq!(
+            here.get("key").await.unwrap().map(|found: Cached<u64>| *found),
+            Some(value - 1)
+        );
+        there.set("key", &value).await.everywhere();
         eventually("the other's write is heard of", async || {
             here.get("key").await.unwrap().map(|found: Cached<u64>| *found) == Some(value)
         })
@@ -244,11 +248,11 @@ async fn a_value_that_panics_when_it_is_dropped_does_not_stop_the_sweeping() {
     let bombs = terrace.space::<u64, Bomb>("bombs").ttl(ms(1_000)).jitter(0.0).build().unwrap();
     let armed = Arc::new(AtomicBool::new(false));
     let entries = async || terrace.stats().await.tiers[0].entries;
-    bombs.insert(&1, Bomb { number: 1, armed: Arc::clone(&armed) }).await.unwrap();
+    bombs.insert(&1, Bomb { number: 1, armed: Arc::clone(&armed) }).await.everywhere();
     armed.store(true, Ordering::SeqCst);
     clock.advance(ms(2_000));
     eventually("a sweep meets the bomb", async || entries().await == 0).await;
-    bombs.insert(&2, Bomb { number: 2, armed: Arc::default() }).await.unwrap();
+    bombs.insert(&2, Bomb { number: 2, armed: Arc::default() }).await.everywhere();
     clock.advance(ms(2_000));
     eventually("the next sweep", async || entries().await == 0).await;
     armed.store(false, Ordering::SeqCst);
@@ -324,7 +328,10 @@ async fn s6_a_value_that_cannot_be_encoded_is_answered_and_stays_in_memory() {
                 assert_eq!(found, layout.has_memory().then_some(value), "{layout:?}");
                 space.remove("key").await.unwrap();
                 is_usable(&space, "key", || Moody::Fine(1)).await;
-                assert_eq!(space.get("key").await.unwrap().map(|found| *found), Some(Moody::Fine(1)));
+                assert_eq!(
+                    space.get("key").await.unwrap().map(|found| *found),
+                    Some(Moody::Fine(1))
+                );
                 assert!(ends("closing", bed.close()).await, "{layout:?} {value}");
             }
         }
@@ -336,7 +343,7 @@ async fn an_insert_that_cannot_be_encoded_costs_nobody_the_value_before_it() {
     for layout in Layout::ALL {
         let bed = Bed::new(layout).await;
         let space = bed.space::<str, Moody>("space").build().unwrap();
-        space.insert("key", Moody::Fine(1)).await.unwrap();
+        space.insert("key", Moody::Fine(1)).await.everywhere();
         for value in [Moody::EncodeFails, Moody::EncodePanics] {
             let inserted = ends("an insert", async { space.insert("key", value).await }).await;
             assert!(matches!(inserted, Err(terrace::Error::Encode(_))), "{layout:?} {value}");
@@ -355,7 +362,7 @@ async fn s6_a_value_that_cannot_be_decoded_is_a_miss() {
             for layout in [Layout::MemoryAndDisk, Layout::Disk, Layout::MemoryAndMap] {
                 let bed = Bed::new(layout).await;
                 let space = bed.space::<str, Moody>("space").build().unwrap();
-                space.insert("key", value).await.unwrap();
+                space.insert("key", value).await.everywhere();
                 if layout.has_memory() {
                     bed.clear_tier("memory").await.unwrap();
                 }

@@ -8,7 +8,10 @@ use terrace::Space;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::support::{Bed, Layout, Refused, count, ends, eventually, let_others_run, random};
+use crate::support::{
+    Bed, Everywhere as _, Layout, Refused, count, ends, eventually, let_others_run, once_polled,
+    random,
+};
 
 /// A source that counts who reads it at once, and lets them go when it is told to.
 struct Source {
@@ -66,7 +69,7 @@ async fn ten_invalidations_in_a_row_never_make_more_than_two_loads_run() {
             // Those who share a flight have nothing to show for it: let them board.
             let_others_run().await;
             source.version.fetch_add(1, Ordering::SeqCst);
-            assert!(space.invalidate("key").await.unwrap().is_settled());
+            space.invalidate("key").await.everywhere();
         }
         assert_eq!(source.running.load(Ordering::SeqCst), 2, "{layout:?}: the third has to wait");
 
@@ -97,13 +100,11 @@ async fn the_order_in_which_loads_end_does_not_let_a_third_one_in() {
     for round in 1..=20 {
         let first = source.ask(&space);
         eventually("the first load", async || source.running.load(Ordering::SeqCst) == 1).await;
-        space.invalidate("key").await.unwrap();
+        space.invalidate("key").await.everywhere();
         let second = source.ask(&space);
         eventually("the second load", async || source.running.load(Ordering::SeqCst) == 2).await;
-        space.invalidate("key").await.unwrap();
-        let others: Vec<_> = (0..10)
-            .map(|_| source.ask(&space))
-            .collect();
+        space.invalidate("key").await.everywhere();
+        let others: Vec<_> = (0..10).map(|_| source.ask(&space)).collect();
         let_others_run().await;
         assert_eq!(source.running.load(Ordering::SeqCst), 2, "round {round}");
         // One may go: whichever it is, at most one of those that wait may follow.
@@ -115,7 +116,7 @@ async fn the_order_in_which_loads_end_does_not_let_a_third_one_in() {
             ends("a caller", caller).await.unwrap();
         }
         assert_eq!(source.most.load(Ordering::SeqCst), 2, "round {round}");
-        space.invalidate("key").await.unwrap();
+        space.invalidate("key").await.everywhere();
         eventually("all loads end", async || source.running.load(Ordering::SeqCst) == 0).await;
         while let Ok(pass) = source.passes.try_acquire() {
             pass.forget();
@@ -126,46 +127,42 @@ async fn the_order_in_which_loads_end_does_not_let_a_third_one_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_invalidated_at_most_two_loads_of_a_key_run() {
     let mut random = random("supersede");
-    for layout in [Layout::Memory, Layout::MemoryAndDisk, Layout::MemoryAndMap] {
+    for layout in Layout::ALL {
         let bed = Bed::new(layout).await;
         let space = bed.space::<str, u64>("space").build().unwrap();
         let source = Source::new(0);
         let mut callers = JoinSet::new();
-        for _ in 0..count(300, 3_000) {
+        let (mut begun, boarded) = (0, Arc::new(AtomicUsize::new(0)));
+        for _ in 0..count(500, 5_000) {
             for _ in 0..random.usize(0..4) {
                 let (source, space) = (Arc::clone(&source), space.clone());
-                let floor = source.version.load(Ordering::SeqCst);
+                let (floor, boarded) =
+                    (source.version.load(Ordering::SeqCst), Arc::clone(&boarded));
+                begun += 1;
                 callers.spawn(async move {
-                    let call = space.get_or_load("key", |_| Arc::clone(&source).load()).tags(["tag"]);
-                    let version = *call.await.unwrap();
+                    let call =
+                        space.get_or_load("key", |_| Arc::clone(&source).load()).tags(["tag"]);
+                    let count = || {
+                        boarded.fetch_add(1, Ordering::SeqCst);
+                    };
+                    let version = *once_polled(call, count).await.unwrap();
                     assert!(version >= floor, "version {version} for a call that began at {floor}");
                 });
             }
-            if random.bool() {
+            while boarded.load(Ordering::SeqCst) < begun {
                 tokio::task::yield_now().await;
             }
             let next = source.version.load(Ordering::SeqCst) + 1;
-            match random.u8(0..8) {
-                0 => {
-                    source.version.store(next, Ordering::SeqCst);
-                    space.invalidate("key").await.unwrap();
-                }
-                1 => {
-                    source.version.store(next, Ordering::SeqCst);
-                    bed.invalidate_tag("tag").await.unwrap();
-                }
-                2 => {
-                    source.version.store(next, Ordering::SeqCst);
-                    space.clear().await.unwrap();
-                }
-                3 => {
-                    source.version.store(next, Ordering::SeqCst);
-                    bed.clear().await.unwrap();
-                }
-                4 => {
-                    source.version.store(next, Ordering::SeqCst);
-                    space.insert("key", next).tags(["tag"]).await.unwrap();
-                }
+            let kind = random.u8(0..8);
+            if kind < 5 {
+                source.version.store(next, Ordering::SeqCst);
+            }
+            match kind {
+                0 => space.invalidate("key").await.everywhere(),
+                1 => bed.invalidate_tag("tag").await.everywhere(),
+                2 => space.clear().await.everywhere(),
+                3 => bed.clear().await.everywhere(),
+                4 => space.insert("key", next).tags(["tag"]).await.everywhere(),
                 // No more than there are loads to end, or none would ever be under way.
                 _ if source.passes.available_permits() == 0 => source.passes.add_permits(1),
                 _ => {}

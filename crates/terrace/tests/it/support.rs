@@ -3,12 +3,11 @@
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use terrace::{Disk, Memory, Terrace, Tier};
+use terrace::{Disk, Memory, Settled, Terrace, Tier};
 use terrace_test::MapStore;
 
 /// Whether the full counts of docs/reliability.md are wanted.
@@ -85,6 +84,18 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut work: Pin<&mut F>) -> Poll
     std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await
 }
 
+/// `work`, with `then` done right after its first poll: by then its caller has boarded
+/// whatever there is to board.
+pub(crate) async fn once_polled<F: Future>(work: F, then: impl FnOnce()) -> F::Output {
+    let mut work = Box::pin(work);
+    let first = poll_once(work.as_mut()).await;
+    then();
+    match first {
+        Poll::Ready(output) => output,
+        Poll::Pending => work.await,
+    }
+}
+
 /// Gives every task that can run the chance to, many times over.
 pub(crate) async fn let_others_run() {
     for _ in 0..50 {
@@ -102,7 +113,7 @@ pub(crate) enum Layout {
 }
 
 impl Layout {
-    /// Those that keep what they are given beyond memory, and that alone.
+    /// All of them.
     pub(crate) const ALL: [Self; 4] =
         [Self::Memory, Self::MemoryAndDisk, Self::Disk, Self::MemoryAndMap];
 
@@ -115,13 +126,11 @@ impl Layout {
 pub(crate) struct Bed {
     pub(crate) terrace: Terrace,
     pub(crate) directory: TempDir,
-    pub(crate) map: Arc<MapStore>,
 }
 
 impl Bed {
     pub(crate) async fn new(layout: Layout) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let map = Arc::new(MapStore::new());
         let mut builder = Terrace::builder();
         if layout.has_memory() {
             builder = builder.memory(Memory::bytes(64 << 20));
@@ -131,10 +140,10 @@ impl Bed {
             Layout::MemoryAndDisk | Layout::Disk => {
                 builder.tier("disk", Disk::at(directory.path()))
             }
-            Layout::MemoryAndMap => builder.tier("map", Tier::shared(Arc::clone(&map) as _)),
+            Layout::MemoryAndMap => builder.tier("map", Tier::of(MapStore::new())),
         };
         let terrace = builder.build().await.expect("a cache");
-        Self { terrace, directory, map }
+        Self { terrace, directory }
     }
 }
 
@@ -142,6 +151,17 @@ impl Deref for Bed {
     type Target = Terrace;
     fn deref(&self) -> &Terrace {
         &self.terrace
+    }
+}
+
+/// For writes that no tier was away for.
+pub(crate) trait Everywhere {
+    fn everywhere(self);
+}
+
+impl Everywhere for Result<Settled, terrace::Error> {
+    fn everywhere(self) {
+        assert_eq!(self.expect("a write"), Settled::Settled);
     }
 }
 

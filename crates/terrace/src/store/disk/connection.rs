@@ -155,7 +155,7 @@ fn open_tables(path: &Path) -> Result<Connection, OpenError> {
     if found.pages == 0 {
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    begin_wal(&connection)?;
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     transaction.pragma_update(None, "application_id", APPLICATION)?;
@@ -194,6 +194,28 @@ fn look(connection: &Connection) -> rusqlite::Result<Found> {
         version: i32::try_from(number("user_version")?).unwrap_or(i32::MAX),
         tables,
     })
+}
+
+/// Switches a new database to write-ahead mode.
+///
+/// SQLite does not wait for others here, because two that switch at once would wait
+/// for each other; the one that is told so tries again.
+fn begin_wal(connection: &Connection) -> rusqlite::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut left = BUSY.as_millis() / PAUSE.as_millis();
+    connection.busy_timeout(Duration::ZERO)?;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if left > 0 && is_busy(&error) => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+            Ok(()) => return connection.busy_timeout(BUSY),
+        }
+        left -= 1;
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// Looks for damage in what a cache cannot do without: without a ledger none is built.
