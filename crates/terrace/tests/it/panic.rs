@@ -3,24 +3,30 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use terrace::clock::{Clock as _, SystemClock};
 use terrace::{Cached, LoadError, Memory, Space, Terrace};
 use terrace_test::ManualClock;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::support::{Bed, Everywhere as _, Layout, Refused, count, ends, eventually, ms, twins};
+use crate::support::{
+    Bed, Everywhere as _, Layout, Refused, count, ends, eventually, limit, ms, twins,
+};
 
 /// All who wait when a load panics.
 const WAITERS: usize = 1_000;
 
 type Answer<V> = Result<Cached<V>, LoadError<Refused>>;
 
-/// What a thousand callers at once get of one call of `load`.
+/// What a thousand callers at once get of one call of `load`. All are answered within the
+/// time that is allowed for that, besides what the loads themselves take.
 async fn crowd<V, Fut>(
     space: &Space<str, V>,
     key: &str,
+    loads: Duration,
     load: impl Fn() -> Fut + Clone + Send + Sync + 'static,
 ) -> Vec<Answer<V>>
 where
@@ -29,15 +35,21 @@ where
 {
     let mut callers = JoinSet::new();
     let start = Arc::new(Barrier::new(WAITERS));
+    let clock = Arc::new(SystemClock::new());
     for _ in 0..WAITERS {
         let (space, key, load) = (space.clone(), key.to_owned(), load.clone());
-        let start = Arc::clone(&start);
+        let (start, clock) = (Arc::clone(&start), Arc::clone(&clock));
         callers.spawn(async move {
             start.wait().await;
-            space.get_or_load(&key, |_| load()).await
+            let began = clock.elapsed();
+            let answer = space.get_or_load(&key, |_| load()).await;
+            (answer, clock.elapsed() - began)
         });
     }
-    ends("a crowd of callers", callers.join_all()).await
+    let answers = ends("a crowd of callers", callers.join_all()).await;
+    let longest = answers.iter().map(|(_, wait)| *wait).max().unwrap();
+    assert!(longest <= loads + limit(ms(100)), "somebody waited for {longest:?}");
+    answers.into_iter().map(|(answer, _)| answer).collect()
 }
 
 /// The next call loads, at once: no lock, lease or flight of the dead one is left.
@@ -84,7 +96,7 @@ async fn s6_a_loader_panics() {
                         }
                     }
                 };
-                let answers = crowd(&space, "key", load).await;
+                let answers = crowd(&space, "key", ms(20), load).await;
                 let panicked =
                     answers.iter().filter(|a| matches!(a, Err(LoadError::Panicked))).count();
                 let answered = answers.iter().flatten().filter(|value| ***value == 7).count();
@@ -136,7 +148,7 @@ async fn s6_a_value_panics_when_it_is_dropped() {
                     }
                 }
             };
-            let answers = crowd(&space, "key", load).await;
+            let answers = crowd(&space, "key", ms(20), load).await;
             assert_eq!(answers.len(), WAITERS, "{round}");
             assert!(
                 answers.iter().flatten().all(|value| value.number == 2 || value.is_stale()),
@@ -316,7 +328,7 @@ async fn s6_a_value_that_cannot_be_encoded_is_answered_and_stays_in_memory() {
                         }
                     }
                 };
-                let answers = crowd(&space, "key", load).await;
+                let answers = crowd(&space, "key", ms(100), load).await;
                 for answer in answers {
                     let answer = answer.unwrap_or_else(|error| {
                         panic!("{layout:?} {value}: {error:?} instead of what the loader brought")
@@ -382,7 +394,7 @@ async fn s6_a_value_that_cannot_be_decoded_is_a_miss() {
                         }
                     }
                 };
-                let answers = crowd(&space, "key", load).await;
+                let answers = crowd(&space, "key", ms(20), load).await;
                 for answer in answers {
                     assert_eq!(*answer.unwrap(), Moody::Fine(2), "{layout:?} {value} {round}");
                 }
