@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use histogram::{AtomicHistogram, Config, Histogram};
+
 use crate::clock::nanos;
 
 /// What happened in a cache since it was built.
@@ -164,7 +166,7 @@ impl TrafficCounters {
 #[derive(Debug, Default)]
 pub(crate) struct TrafficSum {
     pub(crate) traffic: Traffic,
-    times: Buckets,
+    times: TimeSum,
 }
 
 /// The counters of one space.
@@ -242,96 +244,80 @@ pub(crate) fn is_sampled() -> bool {
         .unwrap_or(false)
 }
 
-/// Buckets of a histogram: four to each power of two nanoseconds, so that a
-/// percentile is right within a fifth, up to about 18 minutes.
-const BUCKETS: usize = 160;
+/// Times are told apart to an eighth, up to 18 minutes; longer ones count as that.
+const PRECISION: u8 = 3;
+const LONGEST: u8 = 40;
 
 /// A histogram of times that any thread may add to.
 #[derive(Debug)]
 pub(crate) struct TimeCounters {
-    buckets: [AtomicU64; BUCKETS],
+    nanos: AtomicHistogram,
     total_nanos: AtomicU64,
 }
 
 impl Default for TimeCounters {
     fn default() -> Self {
-        Self { buckets: [const { AtomicU64::new(0) }; BUCKETS], total_nanos: AtomicU64::new(0) }
+        Self { nanos: AtomicHistogram::with_config(&config()), total_nanos: AtomicU64::new(0) }
     }
 }
 
 impl TimeCounters {
     pub(crate) fn add(&self, time: Duration) {
         let nanos = nanos(time);
-        if let Some(bucket) = self.buckets.get(bucket_of(nanos)) {
-            bump(bucket);
-        }
+        // It refuses only what is longer than the longest.
+        let _ = self.nanos.increment(nanos.min((1 << LONGEST) - 1));
         self.total_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
     pub(crate) fn snapshot(&self) -> Times {
-        let mut sum = Buckets::default();
+        let mut sum = TimeSum::default();
         self.add_to(&mut sum);
         sum.summary()
     }
 
-    fn add_to(&self, sum: &mut Buckets) {
-        for (sum, bucket) in sum.counts.iter_mut().zip(&self.buckets) {
-            *sum += bucket.load(Ordering::Relaxed);
-        }
+    fn add_to(&self, sum: &mut TimeSum) {
+        // Both are of the same configuration, and no count comes near 64 bits.
+        let _ = sum.nanos.checked_add_assign(&self.nanos.load());
         sum.total_nanos += self.total_nanos.load(Ordering::Relaxed);
     }
 }
 
-/// A histogram at rest.
+/// The times of several counters.
 #[derive(Debug)]
-struct Buckets {
-    counts: [u64; BUCKETS],
+struct TimeSum {
+    nanos: Histogram,
     total_nanos: u64,
 }
 
-impl Default for Buckets {
+impl Default for TimeSum {
     fn default() -> Self {
-        Self { counts: [0; BUCKETS], total_nanos: 0 }
+        Self { nanos: Histogram::with_config(&config()), total_nanos: 0 }
     }
 }
 
-impl Buckets {
+impl TimeSum {
     fn summary(&self) -> Times {
-        let count: u64 = self.counts.iter().sum();
+        let count: u64 = self.nanos.as_slice().iter().sum();
         if count == 0 {
             return Times::default();
         }
+        let quantile = |share| {
+            let bucket = self.nanos.quantile_bucket(share).ok().flatten();
+            Duration::from_nanos(bucket.map_or(0, |bucket| bucket.end()))
+        };
         Times {
             count,
             mean: Duration::from_nanos(self.total_nanos / count),
-            p50: self.percentile(count.div_ceil(2)),
-            p95: self.percentile((count * 95).div_ceil(100)),
-            p99: self.percentile((count * 99).div_ceil(100)),
+            p50: quantile(0.5),
+            p95: quantile(0.95),
+            p99: quantile(0.99),
         }
     }
-
-    /// The upper end of the bucket that holds the `rank`-th time.
-    fn percentile(&self, rank: u64) -> Duration {
-        let mut seen = 0;
-        let bucket = self.counts.iter().position(|count| {
-            seen += count;
-            seen >= rank
-        });
-        Duration::from_nanos(upper_end(bucket.unwrap_or(BUCKETS - 1)))
-    }
 }
 
-fn bucket_of(nanos: u64) -> usize {
-    let nanos = nanos.max(4);
-    let power = nanos.ilog2();
-    let quarter = (nanos >> (power - 2)) & 3;
-    let bucket = u64::from(power - 2) * 4 + quarter;
-    usize::try_from(bucket).unwrap_or(BUCKETS).min(BUCKETS - 1)
-}
-
-fn upper_end(bucket: usize) -> u64 {
-    let (power, quarter) = (bucket / 4, bucket as u64 % 4);
-    ((quarter + 5) << power) - 1
+#[expect(clippy::expect_used, reason = "constants, and the tests below use them")]
+fn config() -> Config {
+    Config::new(PRECISION, LONGEST).expect("a precision below the longest, and both below 64")
 }
 
 #[cfg(test)]
@@ -339,16 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_time_lies_in_the_bucket_that_counts_it() {
-        for nanos in (4..10_000).chain((2..40).map(|power| 1 << power)) {
-            let bucket = bucket_of(nanos);
-            assert!(nanos <= upper_end(bucket), "{nanos} above the end of bucket {bucket}");
-            assert!(bucket == 0 || nanos > upper_end(bucket - 1), "{nanos} below bucket {bucket}");
-        }
-    }
-
-    #[test]
-    fn percentiles_are_right_within_a_fifth() {
+    fn percentiles_are_right_within_an_eighth() {
         let times = TimeCounters::default();
         for micros in 1..=1000 {
             times.add(Duration::from_micros(micros));
@@ -356,13 +333,21 @@ mod tests {
         let times = times.snapshot();
         let close = |time: Duration, micros: f64| {
             let ratio = time.as_secs_f64() * 1e6 / micros;
-            assert!((1.0..1.26).contains(&ratio), "{time:?} is not about {micros} us");
+            assert!((1.0..1.13).contains(&ratio), "{time:?} is not about {micros} us");
         };
         assert_eq!(times.count, 1000);
         close(times.p50, 500.0);
         close(times.p95, 950.0);
         close(times.p99, 990.0);
         assert_eq!(times.mean, Duration::from_nanos(500_500));
+    }
+
+    #[test]
+    fn a_time_beyond_the_longest_counts_as_that() {
+        let times = TimeCounters::default();
+        times.add(Duration::from_secs(86_400));
+        assert_eq!(times.snapshot().count, 1);
+        assert!(times.snapshot().p99 > Duration::from_secs(1000));
     }
 
     #[test]
