@@ -398,7 +398,7 @@ impl Core {
 
 /// Does `work`, which drops values, and does it again for as long as one of them panics:
 /// what one value does must not keep another from being dropped.
-fn drop_all(mut work: impl FnMut()) {
+pub(crate) fn drop_all(mut work: impl FnMut()) {
     while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {}
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::codec::{Codec, ValueCodec};
-use crate::core::{Core, Ticket};
+use crate::core::{Core, Ticket, drop_all};
 use crate::entry::{AnyEntry, Entry, Meta, Times};
 use crate::error::Error;
 use crate::frame::{self, Header};
@@ -711,7 +711,9 @@ pub(crate) async fn clear(core: &Arc<Core>) -> Result<Settled, Error> {
     let _underway = core.begin()?;
     let invalidated = core.invalidate(vec![Name::Everything]).await;
     if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
-        memory.retain(|_, view| view.value.meta().stamp.number >= position.number);
+        drop_all(|| {
+            memory.retain(|_, view| view.value.meta().stamp.number >= position.number);
+        });
     }
     Ok(clear_stores(core, invalidated.settled, "").await)
 }
@@ -722,8 +724,10 @@ pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error
     let invalidated = core.invalidate(vec![Name::Space(Arc::clone(&space.name))]).await;
     if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
         let numbers = core.spaces.numbers(&space.name);
-        memory.retain(|key, view| {
-            !numbers.contains(&key.space) || view.value.meta().stamp.number >= position.number
+        drop_all(|| {
+            memory.retain(|key, view| {
+                !numbers.contains(&key.space) || view.value.meta().stamp.number >= position.number
+            });
         });
     }
     let prefix = all_schemas_prefix("", &space.title);
@@ -752,7 +756,9 @@ pub(crate) async fn clear_tier(core: &Arc<Core>, name: &str) -> Result<u64, Erro
     if name == "memory"
         && let Some(memory) = &core.memory
     {
-        return Ok(memory.clear());
+        let mut gone = 0;
+        drop_all(|| gone += memory.clear());
+        return Ok(gone);
     }
     match core.tiers.iter().find(|tier| &*tier.name == name) {
         Some(tier) => Ok(tier.ask(&*core.runtime, tier.store.clear("")).await?),

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
 use terrace::clock::{Clock as _, SystemClock};
-use terrace::{Error, LoadError, Memory, Space, Terrace};
+use terrace::{Disk, Error, LoadError, Memory, Space, Terrace, Tier};
+use terrace_test::{Calls, ChaosStore, Verb};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -155,6 +156,32 @@ async fn a_writer_that_is_dropped_does_not_keep_others_waiting() {
         let took = clock.elapsed() - began;
         assert!(took < limit(ms(1_000)), "{layout:?}: {took:?} for ten writers");
     }
+}
+
+/// The lease was granted already, and its answer is under way to somebody who is gone.
+#[tokio::test]
+async fn a_lease_whose_asker_is_gone_is_given_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Disk::at(directory.path()).open().unwrap());
+    let chaos = Arc::new(ChaosStore::over(store));
+    let terrace = Terrace::builder()
+        .tier("disk", Tier::shared(Arc::clone(&chaos) as _))
+        .build()
+        .await
+        .unwrap();
+    let gate = chaos.hold_answers(Calls::of([Verb::Lease]).first(1));
+    let writer = tokio::spawn({
+        let terrace = terrace.clone();
+        async move { terrace.set_if_absent("key", &1_u64).await }
+    });
+    ends("the lease", gate.arrived()).await;
+    writer.abort();
+    assert!(writer.await.unwrap_err().is_cancelled());
+    gate.open();
+    // Well before it would lapse by itself.
+    let next = tokio::time::timeout(ms(3_000), terrace.set_if_absent("key", &2_u64)).await;
+    assert!(next.expect("nobody holds the key").unwrap());
+    assert!(ends("closing", terrace.close()).await);
 }
 
 #[tokio::test]

@@ -397,16 +397,20 @@ fn many_may_open_a_new_directory_at_once() {
 /// SQLite does not wait for others when it switches to write-ahead mode.
 #[test]
 fn a_new_database_that_somebody_looks_at_is_waited_for() {
-    let directory = tempfile::tempdir().unwrap();
-    let other = database(directory.path());
-    other.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema;").unwrap();
-    std::thread::scope(|scope| {
-        let opening = scope.spawn(|| Disk::at(directory.path()).open());
-        // Opened too early it would fail now, and wait for nobody.
-        std::thread::sleep(ms(100));
-        other.execute_batch("COMMIT").unwrap();
-        opening.join().unwrap().unwrap();
-    });
+    // A file of no bytes, and one that another process has just begun.
+    for begun in ["", "CREATE TABLE none (x); DROP TABLE none;"] {
+        let directory = tempfile::tempdir().unwrap();
+        let other = database(directory.path());
+        other.execute_batch(begun).unwrap();
+        other.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema;").unwrap();
+        std::thread::scope(|scope| {
+            let opening = scope.spawn(|| Disk::at(directory.path()).open());
+            // Opened too early it would fail now, and wait for nobody.
+            std::thread::sleep(ms(100));
+            other.execute_batch("COMMIT").unwrap();
+            opening.join().unwrap().unwrap();
+        });
+    }
 }
 
 /// A process that closes a file loses all locks that it has on it: opening a database

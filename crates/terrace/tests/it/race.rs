@@ -447,6 +447,35 @@ async fn c1_what_is_written_during_an_invalidation_does_not_stay() {
     }
 }
 
+/// A copy that was under way does not replace what was loaded after it was read.
+#[tokio::test]
+async fn what_is_copied_up_does_not_replace_something_newer() {
+    for far_is_disk in [false, true] {
+        let stack = Stack::new(far_is_disk).await;
+        let Stack { terrace, space, near, map, .. } = &stack;
+        space.insert("key", 0).await.everywhere();
+        terrace.clear_tier("memory").await.unwrap();
+        let gate = near.hold_answers(terrace_test::Calls::of([Verb::Get]).first(1));
+        let read = tokio::spawn({
+            let space = space.clone();
+            async move { *space.get("key").await.unwrap().unwrap() }
+        });
+        ends("the read", gate.arrived()).await;
+        // The tiers lose it, the source has another value, and somebody loads that. Its stamp
+        // is a later one, although no line names the key.
+        for tier in terrace.tiers().skip(1) {
+            terrace.clear_tier(tier).await.unwrap();
+        }
+        assert!(map.keys().is_empty());
+        terrace.invalidate("another").await.everywhere();
+        let load = space.get_or_load("key", |_| async { Ok::<_, Refused>(1) });
+        assert_eq!(*ends("a load", load).await.unwrap(), 1);
+        gate.open();
+        assert_eq!(ends("the read", read).await.unwrap(), 0);
+        assert_eq!(space.read("key", |value| *value), Some(1));
+    }
+}
+
 /// What a load brings is being stored below memory.
 #[tokio::test]
 async fn c1_what_is_filled_in_during_an_invalidation_does_not_stay() {

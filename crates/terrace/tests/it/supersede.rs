@@ -91,6 +91,41 @@ async fn ten_invalidations_in_a_row_never_make_more_than_two_loads_run() {
     }
 }
 
+/// A flight that outlives its successor is still one of the two.
+#[tokio::test]
+async fn a_load_that_outlives_its_successor_is_still_counted() {
+    for layout in [Layout::Memory, Layout::MemoryAndDisk] {
+        let bed = Bed::new(layout).await;
+        let space = bed.space::<str, u64>("space").build().unwrap();
+        // The oldest waits for passes of its own.
+        let (oldest, source) = (Source::new(0), Source::new(0));
+        let first = oldest.ask(&space);
+        eventually("the first load", async || oldest.running.load(Ordering::SeqCst) == 1).await;
+        space.invalidate("key").await.everywhere();
+        source.passes.add_permits(1);
+        assert_eq!(ends("its successor", source.ask(&space)).await.unwrap(), 0);
+
+        // With the oldest still under way there is room for one, and not for two.
+        let mut later = Vec::new();
+        for _ in 0..3 {
+            space.invalidate("key").await.everywhere();
+            later.push(source.ask(&space));
+            eventually("one more load", async || source.loads.load(Ordering::SeqCst) == 2).await;
+            for _ in 0..5 {
+                // What another load would ask of the ledger is answered before this is.
+                let_others_run().await;
+                bed.increment("fence", 1).await.unwrap();
+            }
+            assert_eq!(source.loads.load(Ordering::SeqCst), 2, "{layout:?}: beside the oldest");
+        }
+        oldest.passes.add_permits(1);
+        source.passes.add_permits(3);
+        for caller in later.into_iter().chain([first]) {
+            ends("a caller", caller).await.unwrap();
+        }
+    }
+}
+
 /// The flight that runs when its predecessor lands first keeps being counted.
 #[tokio::test]
 async fn the_order_in_which_loads_end_does_not_let_a_third_one_in() {
