@@ -1,106 +1,109 @@
-//! The budget: how many bytes the cache may use, and how many are spoken for.
+//! The budget: how much the cache may hold, and who has borrowed it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// One budget for all shards.
-///
-/// Every byte in `used` belongs to exactly one owner: the entry that is stored, or the [`Hold`]
-/// of an operation under way. Only `Hold::reserve` adds to `used`, and only what fits, so `used`
-/// is never above `max`. `Relaxed` is enough: all changes are to one atomic, which has one order
-/// of changes, and nothing else is read on the strength of it.
+/// An amount of what is bounded: bytes, and entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+}
+
+impl Amount {
+    pub(crate) fn entry(bytes: u64) -> Self {
+        Self { bytes, entries: 1 }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.entries += other.entries;
+    }
+
+    pub(crate) fn subtract(&mut self, other: Self) {
+        self.bytes -= other.bytes;
+        self.entries -= other.entries;
+    }
+}
+
+/// One budget for all shards. Each borrows some of it at a time, so that they seldom meet here,
+/// and returns what it has left over. All that is borrowed and all that is free is always the
+/// whole: what the shards hold is never more.
 pub(crate) struct Budget {
-    max: u64,
-    used: AtomicU64,
+    max: Amount,
+    /// What a shard borrows at a time.
+    portion: Amount,
+    bytes: AtomicU64,
+    entries: AtomicU64,
+    /// The most bytes that were ever borrowed.
     peak: AtomicU64,
 }
 
+/// A shard borrows its fair share in so many portions.
+const PORTIONS: u64 = 16;
+
 impl Budget {
-    pub(crate) fn new(max: u64) -> Self {
-        Self { max, used: AtomicU64::new(0), peak: AtomicU64::new(0) }
+    pub(crate) fn new(max: Amount, shards: u64) -> Self {
+        let portion = |whole: u64| (whole / (shards * PORTIONS)).max(1);
+        Self {
+            max,
+            portion: Amount { bytes: portion(max.bytes), entries: portion(max.entries) },
+            bytes: AtomicU64::new(max.bytes),
+            entries: AtomicU64::new(max.entries),
+            peak: AtomicU64::new(0),
+        }
     }
 
-    pub(crate) fn max(&self) -> u64 {
+    pub(crate) fn max(&self) -> Amount {
         self.max
     }
 
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Relaxed)
+    pub(crate) fn portion(&self) -> Amount {
+        self.portion
     }
 
-    pub(crate) fn peak(&self) -> u64 {
+    /// What nobody has borrowed.
+    pub(crate) fn free(&self) -> Amount {
+        Amount { bytes: self.bytes.load(Relaxed), entries: self.entries.load(Relaxed) }
+    }
+
+    /// Borrows what is lacking, and what is missing to a whole portion, or as much as there is.
+    pub(crate) fn borrow(&self, lacking: Amount) -> Amount {
+        let wanted =
+            |lacking: u64, portion: u64| if lacking == 0 { 0 } else { lacking.max(portion) };
+        let borrowed = Amount {
+            bytes: take(&self.bytes, wanted(lacking.bytes, self.portion.bytes)),
+            entries: take(&self.entries, wanted(lacking.entries, self.portion.entries)),
+        };
+        if borrowed.bytes > 0 {
+            self.peak.fetch_max(self.max.bytes - self.bytes.load(Relaxed), Relaxed);
+        }
+        borrowed
+    }
+
+    /// The most bytes that were ever borrowed.
+    pub(crate) fn peak_bytes(&self) -> u64 {
         self.peak.load(Relaxed)
     }
 
-    /// Takes as many of the bytes as are free, and says how many that were.
-    fn take_up_to(&self, bytes: u64) -> u64 {
-        let mut used = self.used();
-        loop {
-            let taken = bytes.min(self.max.saturating_sub(used));
-            if taken == 0 {
-                return 0;
-            }
-            match self.used.compare_exchange_weak(used, used + taken, Relaxed, Relaxed) {
-                Ok(_) => {
-                    self.note_peak(used + taken);
-                    return taken;
-                }
-                Err(changed) => used = changed,
-            }
-        }
-    }
-
-    fn note_peak(&self, used: u64) {
-        // A full cache is at its peak most of the time: the load spares it the write.
-        if used > self.peak() {
-            self.peak.fetch_max(used, Relaxed);
-        }
+    pub(crate) fn give_back(&self, amount: Amount) {
+        self.bytes.fetch_add(amount.bytes, Relaxed);
+        self.entries.fetch_add(amount.entries, Relaxed);
     }
 }
 
-/// Bytes of the budget that belong to an operation under way; given back when it is dropped,
-/// also by a panic.
-pub(crate) struct Hold<'a> {
-    budget: &'a Budget,
-    bytes: u64,
-}
-
-impl<'a> Hold<'a> {
-    pub(crate) fn new(budget: &'a Budget) -> Self {
-        Self { budget, bytes: 0 }
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Takes free bytes from the budget until the hold has `enough`, or none are free.
-    pub(crate) fn reserve(&mut self, enough: u64) {
-        self.bytes += self.budget.take_up_to(enough.saturating_sub(self.bytes));
-    }
-
-    /// Takes over the bytes of an entry that leaves its shard.
-    pub(crate) fn take_over(&mut self, weight: u64) {
-        self.bytes += weight;
-    }
-
-    /// Hands bytes to an entry that is stored. The hold must have them.
-    pub(crate) fn hand_over(&mut self, weight: u64) {
-        debug_assert!(weight <= self.bytes, "an entry is stored without room reserved for it");
-        self.bytes -= weight;
-    }
-
-    /// Gives back all bytes.
-    pub(crate) fn give_back(&mut self) {
-        if self.bytes > 0 {
-            self.budget.used.fetch_sub(self.bytes, Relaxed);
-            self.bytes = 0;
+/// Takes as much as there is. `Relaxed` is enough: each counter has one order of changes, and
+/// nothing else is read on the strength of it.
+fn take(free: &AtomicU64, wanted: u64) -> u64 {
+    let mut present = free.load(Relaxed);
+    loop {
+        let taken = wanted.min(present);
+        if taken == 0 {
+            return 0;
         }
-    }
-}
-
-impl Drop for Hold<'_> {
-    fn drop(&mut self) {
-        self.give_back();
+        match free.compare_exchange_weak(present, present - taken, Relaxed, Relaxed) {
+            Ok(_) => return taken,
+            Err(changed) => present = changed,
+        }
     }
 }
 
@@ -111,55 +114,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hold_takes_what_is_free_and_gives_it_back() {
-        let budget = Budget::new(10);
-        let mut first = Hold::new(&budget);
-        let mut second = Hold::new(&budget);
-        first.reserve(7);
-        second.reserve(7);
-        assert_eq!((first.bytes(), second.bytes(), budget.used()), (7, 3, 10));
-
-        drop(first);
-        assert_eq!(budget.used(), 3);
-        second.reserve(7);
-        assert_eq!((second.bytes(), budget.used()), (7, 7));
-        second.reserve(5);
-        assert_eq!(second.bytes(), 7);
-        drop(second);
-        assert_eq!((budget.used(), budget.peak()), (0, 10));
+    fn a_portion_is_borrowed_or_what_is_lacking_or_what_is_left() {
+        let budget = Budget::new(Amount { bytes: 3_200, entries: 32 }, 2);
+        let lacking = |bytes, entries| budget.borrow(Amount { bytes, entries });
+        assert_eq!(lacking(1, 1), Amount { bytes: 100, entries: 1 });
+        assert_eq!(lacking(150, 0), Amount { bytes: 150, entries: 0 });
+        assert_eq!(lacking(9_999, 99), Amount { bytes: 2_950, entries: 31 });
+        assert_eq!(lacking(1, 1), Amount::default());
+        budget.give_back(Amount { bytes: 7, entries: 2 });
+        assert_eq!(budget.free(), Amount { bytes: 7, entries: 2 });
     }
 
     #[test]
-    fn threads_cannot_take_the_same_bytes() {
-        let budget = Budget::new(10);
+    fn threads_cannot_borrow_the_same() {
+        let max = Amount { bytes: 10, entries: 4 };
+        let budget = Budget::new(max, 1);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for bytes in 0..100_000 {
-                        let mut hold = Hold::new(&budget);
-                        hold.reserve(3 + bytes % 5);
-                        assert!(budget.used() <= 10);
+                        let borrowed = budget.borrow(Amount::entry(3 + bytes % 5));
+                        assert!(borrowed.bytes <= 10 && borrowed.entries <= 4);
+                        budget.give_back(borrowed);
                     }
                 });
             }
         });
-        assert_eq!(budget.used(), 0);
-        assert!(budget.peak() <= 10);
-    }
-
-    #[test]
-    fn bytes_pass_between_a_hold_and_an_entry_without_the_budget() {
-        let budget = Budget::new(10);
-        let mut hold = Hold::new(&budget);
-        hold.reserve(10);
-        hold.hand_over(4);
-        drop(hold);
-        assert_eq!(budget.used(), 4);
-
-        let mut hold = Hold::new(&budget);
-        hold.take_over(4);
-        assert_eq!(budget.used(), 4);
-        drop(hold);
-        assert_eq!(budget.used(), 0);
+        assert_eq!(budget.free(), max);
     }
 }

@@ -1,45 +1,59 @@
 //! The cache: the shards, the budget they share, and all that can be asked of them.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hash, RandomState};
-use std::marker::PhantomData;
-use std::sync::Arc;
-use std::thread;
+use std::hash::{BuildHasher, Hash};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hashbrown::Equivalent;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-use crate::budget::Budget;
-use crate::builder::Weigher;
-use crate::entry::Node;
+use crate::budget::{Amount, Budget};
+use crate::builder::{DefaultHasher, MAX_SHARD_BITS, Weigher};
+use crate::epoch::{Epoch, Pin};
+use crate::index::{HASH_BITS, Place};
 use crate::listener::Listener;
-use crate::shard::{self, Shard};
-use crate::transfer::{self, Transfer};
-use crate::{Attributes, Builder, Cause, Insert, Replace, Stats, Sweep, Tick, View};
+use crate::policy::{AnyOrder, Touch};
+use crate::sampling::Sampling;
+use crate::shard::{self, Common, Locked, Room, Shard};
+use crate::slot::{Life, MAX_WEIGHT, Slot};
+use crate::spaces::Spaces;
+use crate::stats::Reads;
+use crate::transfer::Transfer;
+use crate::{
+    Attributes, Builder, Cause, Compute, Eviction, Insert, Replace, Stats, Sweep, Tick, View,
+};
 
-/// A cache in memory, bounded in bytes, for any number of threads.
+/// A cache in memory, bounded in bytes or entries or both, for any number of threads.
 ///
-/// It is shared by reference or in an [`Arc`]. See the [crate] for what it guarantees, what an
-/// entry costs, and which of your code runs under a lock. A key is looked up by anything
-/// that hashes like it and is [`Equivalent`] to it, for example a `String` by a `str`.
+/// It is shared by reference or in an [`Arc`](std::sync::Arc). See the [crate] for what it
+/// guarantees, what an entry costs, and which of your code runs under a lock. A key is looked up
+/// by anything that hashes like it and is [`Equivalent`] to it, for example a `String` by a `str`.
 ///
-/// A call locks one shard at a time. Unless it says otherwise, it takes a short time that does
-/// not depend on the number of entries; and unless it says otherwise it cannot fail.
-pub struct Memory<K, V, S = RandomState> {
-    shards: Box<[Guarded<K, V>]>,
-    budget: Budget,
-    /// Held while a store makes room in shards other than its own.
-    room: Mutex<()>,
+/// Reads take no lock and write to nothing that other threads read; all other calls lock one shard
+/// at a time. Unless it says otherwise, a call takes a short time that does not depend on the
+/// number of entries; and unless it says otherwise it cannot fail.
+pub struct Memory<K, V, S = DefaultHasher> {
+    shards: Box<[Shard<K, V>]>,
+    shard_mask: usize,
+    hasher: S,
+    touch: Touch,
+    sampling: Sampling,
+    common: Common,
+    reads: Reads,
     /// Where the next sweep begins.
     cursor: Mutex<Cursor>,
     max_value_bytes: u64,
-    weigher: Box<Weigher<K, V>>,
+    weigher: Option<Box<Weigher<K, V>>>,
     listener: Option<Box<Listener<K, V>>>,
-    hasher: S,
-    /// Locks would let this be shared between threads when keys and values cannot be. That is
-    /// not promised: one day, threads may read the same value at the same time.
-    marker: PhantomData<Arc<(K, V)>>,
 }
+
+// SAFETY: threads that share a cache read the same keys and values at the same time (`Sync`), and
+// any of them may drop what another one has stored (`Send`). The weigher and the listener are
+// both; everything else inside is atomic or under a lock.
+unsafe impl<K: Send + Sync, V: Send + Sync, S: Sync> Sync for Memory<K, V, S> {}
+// SAFETY: as above; a cache that is sent may leave threads behind that still read from it only if
+// it was shared.
+unsafe impl<K: Send + Sync, V: Send + Sync, S: Send> Send for Memory<K, V, S> {}
 
 /// A slot of a shard.
 #[derive(Clone, Copy)]
@@ -48,19 +62,30 @@ struct Cursor {
     slot: u32,
 }
 
-/// A shard on cache lines of its own, so that threads in neighbouring shards do not slow each
-/// other down. 128 bytes, because processors fetch lines in pairs.
-#[repr(align(128))]
-struct Padded<T>(T);
-
-type Guarded<K, V> = Padded<Mutex<Shard<K, V>>>;
+/// A hash, and what it decides.
+#[derive(Clone, Copy)]
+struct Hashed {
+    whole: u64,
+    shard: usize,
+    /// The part of the hash that the index of the shard goes by.
+    local: u32,
+}
 
 /// A sweep gives other threads a chance at the lock after this many slots.
 const SWEEP_BATCH: u32 = 256;
 
-/// Spreads a hash over its high bits, where [`Memory::home`] looks: 2^64 divided by the golden
-/// ratio.
+/// Spreads a hash over its high bits, which is where shards and indexes look: 2^64 divided by the
+/// golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Below the bits that decide the shard are those that the index of the shard goes by.
+const SHIFT: u32 = u64::BITS - MAX_SHARD_BITS - HASH_BITS;
+
+/// How often a store asks the other shards for room.
+const ROUNDS: usize = 64;
+
+/// So many keys of [`Memory::get_many`] are looked up at a time.
+const MANY: usize = 16;
 
 impl<K, V> Memory<K, V> {
     /// The settings of a cache, to be changed and built.
@@ -71,21 +96,35 @@ impl<K, V> Memory<K, V> {
 
 impl<K, V, S> Memory<K, V, S> {
     /// What an entry is charged besides the bytes of its key and its value: the rest of its slot,
-    /// and its part in what slots and table have allocated, at their worst fill.
+    /// and its part in index and policy.
     pub const OVERHEAD: u64 = shard::overhead::<K, V>();
 
     pub(crate) fn new(settings: Settings<K, V, S>) -> Self {
-        let shards = (0..settings.shards).map(|_| Padded(Mutex::new(Shard::new())));
+        let shards = 1_usize << settings.shard_bits;
+        let in_all = usize::try_from(settings.expected).unwrap_or(usize::MAX);
+        let in_shard = in_all / shards;
+        let sampling = Sampling::new(in_all.max(1), settings.eviction == Eviction::Hybrid);
+        let order = || AnyOrder::new(settings.eviction, in_shard, sampling.rule());
+        static CACHES: AtomicU64 = AtomicU64::new(0);
+        let max = Amount { bytes: settings.max_bytes, entries: settings.max_entries };
         Self {
-            shards: shards.collect(),
-            budget: Budget::new(settings.max_bytes),
-            room: Mutex::new(()),
+            touch: order().touch(),
+            shards: (0..shards).map(|_| Shard::new(order(), in_shard)).collect(),
+            shard_mask: shards - 1,
+            hasher: settings.hasher,
+            common: Common {
+                epoch: Epoch::new(CACHES.fetch_add(1, Relaxed)),
+                budget: Budget::new(max, shards as u64),
+                spaces: Spaces::new(),
+                by_bytes: settings.by_bytes,
+                negative_percent: settings.negative_percent.into(),
+            },
+            sampling,
+            reads: Reads::new(),
             cursor: Mutex::new(Cursor { shard: 0, slot: 0 }),
-            max_value_bytes: settings.max_value_bytes,
+            max_value_bytes: settings.max_value_bytes.min(MAX_WEIGHT),
             weigher: settings.weigher,
             listener: settings.listener,
-            hasher: settings.hasher,
-            marker: PhantomData,
         }
     }
 }
@@ -94,48 +133,91 @@ impl<K, V, S> Memory<K, V, S> {
 impl<K, V, S: BuildHasher> Memory<K, V, S> {
     /// A clone of the value at a key. Counts as a use of the entry.
     ///
-    /// The clone is made under the lock of the shard: let `V` be cheap to clone, like an [`Arc`],
-    /// or use [`Memory::get_with`].
+    /// Let `V` be cheap to clone, or use [`Memory::get_with`]: an [`Arc`](std::sync::Arc) has a
+    /// count that all threads write to, which alone takes longer than all the rest of a hit as
+    /// soon as two threads read the same value.
+    #[inline]
     pub fn get<Q>(&self, key: &Q, now: Tick) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
         V: Clone,
     {
-        self.get_with(key, now, |view| view.value.clone())
+        self.get_with(key, now, V::clone)
     }
 
-    /// What `read` makes of the entry at a key. Counts as a use of the entry. `read` is not
+    /// What `read` makes of the value at a key. Counts as a use of the entry. `read` is not
     /// called when there is none.
-    pub fn get_with<Q, R>(
-        &self,
-        key: &Q,
-        now: Tick,
-        read: impl FnOnce(View<'_, V>) -> R,
-    ) -> Option<R>
+    ///
+    /// No lock is held while `read` runs, and it may call the cache. Let it be short all the same:
+    /// what leaves the cache meanwhile is kept until it returns, and when too much is kept, values
+    /// are not stored any more ([`Insert::NoRoom`]).
+    #[inline]
+    pub fn get_with<Q, R>(&self, key: &Q, now: Tick, read: impl FnOnce(&V) -> R) -> Option<R>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
-        let mut transfer = self.transfer();
-        let mut shard = self.lock(self.home(hash));
-        let found = shard.find(hash, key);
-        if let Some(index) = found
-            && shard.live(index, now).is_some()
-        {
-            shard.counters.hits += 1;
-            shard.touch(index);
-            return shard.get(index).map(|node| read(node.view()));
+        let hash = self.hash(key);
+        if self.sampling.wants(hash.whole) {
+            self.sample(hash);
         }
-        shard.counters.misses += 1;
-        if let Some(index) = found {
-            shard.take(index, Cause::Expired, &mut transfer);
+        let pin = self.common.epoch.pin();
+        let found = self.find(&pin, hash, key);
+        if let Some((number, slot)) = found {
+            if self.is_alive(&pin, hash, number, slot, now) {
+                self.note_use(&pin, hash, number, slot, now);
+                // SAFETY: the slot was found after the epoch was pinned, which it still is.
+                return Some(read(unsafe { &slot.entry().1 }));
+            }
+            drop(pin);
+            self.bury(hash, key, now);
+            return None;
         }
-        drop(shard);
-        self.finish(transfer);
+        self.reads.count(pin.thread(), false);
         None
     }
 
+    /// Calls `read` for each of these keys, in order, with its index and the value at it, if there
+    /// is one. Counts as a use of each entry.
+    ///
+    /// The memory for several keys is asked for at a time: in a cache that is larger than the
+    /// processor's, this is more than twice as fast as one call for each.
+    pub fn get_many<Q>(&self, keys: &[Q], now: Tick, mut read: impl FnMut(usize, Option<&V>))
+    where
+        Q: Hash + Equivalent<K>,
+    {
+        let pin = self.common.epoch.pin();
+        for (chunk, keys) in keys.chunks(MANY).enumerate() {
+            let mut hashes = [Hashed { whole: 0, shard: 0, local: 0 }; MANY];
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = self.hash(key);
+                self.shard(*hash).reader.0.prefetch_index(hash.local);
+            }
+            for (hash, _) in hashes.iter().zip(keys) {
+                // SAFETY: the epoch is pinned.
+                unsafe { self.shard(*hash).reader.0.prefetch_slot(hash.local) };
+            }
+            for (at, (hash, key)) in hashes.into_iter().zip(keys).enumerate() {
+                if self.sampling.wants(hash.whole) {
+                    self.sample(hash);
+                }
+                let found = self.find(&pin, hash, key);
+                let alive =
+                    found.filter(|(number, slot)| self.is_alive(&pin, hash, *number, slot, now));
+                if let Some((number, slot)) = alive {
+                    self.note_use(&pin, hash, number, slot, now);
+                } else {
+                    self.reads.count(pin.thread(), false);
+                }
+                // SAFETY: the slot was found after the epoch was pinned, which it still is.
+                let value = alive.map(|(_, slot)| unsafe { &slot.entry().1 });
+                read(chunk * MANY + at, value);
+            }
+        }
+    }
+
     /// What `read` makes of the entry at a key. Does not count as a use, nor in the statistics.
+    ///
+    /// As with [`Memory::get_with`], no lock is held while `read` runs.
     pub fn peek_with<Q, R>(
         &self,
         key: &Q,
@@ -145,10 +227,14 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
-        let shard = self.lock(self.home(hash));
-        let index = shard.find(hash, key)?;
-        shard.live(index, now).map(|node| read(node.view()))
+        let hash = self.hash(key);
+        let pin = self.common.epoch.pin();
+        let (number, slot) = self.find(&pin, hash, key)?;
+        if !self.is_alive(&pin, hash, number, slot, now) {
+            return None;
+        }
+        // SAFETY: the slot was found after the epoch was pinned, which it still is.
+        Some(read(unsafe { self.shard(hash).reader.0.view(number, slot) }))
     }
 
     /// Whether there is a value at a key. Does not count as a use, nor in the statistics.
@@ -158,35 +244,129 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     {
         self.peek_with(key, now, |_| ()).is_some()
     }
+
+    #[inline(always)]
+    fn find<'a, Q>(&'a self, _pin: &'a Pin, hash: Hashed, key: &Q) -> Option<(u32, &'a Slot<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        // SAFETY: the epoch is pinned for as long as what is returned lives.
+        unsafe { self.shard(hash).reader.0.find(hash.local, key) }
+    }
+
+    #[inline(always)]
+    fn is_alive(&self, pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) -> bool {
+        let life = slot.life();
+        if life.is_expired(now) {
+            return false;
+        }
+        life.odd_bits() == self.common.spaces.plain() || self.is_odd_alive(pin, hash, number, slot)
+    }
+
+    /// The same for an entry that has not expired and was stored before a space was removed, or
+    /// expires when it is not used.
+    #[cold]
+    fn is_odd_alive(&self, _pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>) -> bool {
+        let (life, spaces) = (slot.life(), &self.common.spaces);
+        let generation = spaces.generation();
+        if life.generation() == generation {
+            return true;
+        }
+        // SAFETY: the slot was found while the epoch was pinned, as it is.
+        let space = unsafe { self.shard(hash).reader.0.space(number) };
+        if spaces.is_removed(space, life.generation()) {
+            return false;
+        }
+        // It need not be looked up again until the next space is removed.
+        slot.change_life(life, life.with_generation(generation));
+        true
+    }
+
+    #[inline(always)]
+    fn note_use(&self, pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) {
+        self.reads.count(pin.thread(), true);
+        slot.count_use();
+        let life = slot.life();
+        if self.touch != Touch::Nothing || life.is_idle() {
+            self.note_more(pin, hash, number, slot, life, now);
+        }
+    }
+
+    #[inline(never)]
+    fn note_more(
+        &self,
+        _pin: &Pin,
+        hash: Hashed,
+        number: u32,
+        slot: &Slot<K, V>,
+        life: Life,
+        now: Tick,
+    ) {
+        let reader = &self.shard(hash).reader.0;
+        // SAFETY: the slot was found while the epoch was pinned, as it is.
+        unsafe {
+            reader.touch(self.touch, number);
+            if life.is_idle() {
+                reader.renew(number, slot, life, now);
+            }
+        }
+    }
+
+    /// Removes an entry that a read has found dead, if it still is.
+    #[cold]
+    fn bury<Q>(&self, hash: Hashed, key: &Q, now: Tick)
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.reads.count(self.common.epoch.pin().thread(), false);
+        let mut transfer = self.transfer();
+        let mut locked = self.lock(hash.shard);
+        if let Some((number, place)) = locked.find(hash.local, key)
+            && let Some(cause) = locked.end_of(number, now)
+        {
+            locked.remove(number, place, cause);
+            locked.tidy(&mut transfer);
+        }
+        drop(locked);
+        transfer.finish();
+    }
+
+    #[cold]
+    fn sample(&self, hash: Hashed) {
+        self.sampling.sample(hash.whole, || self.len());
+    }
 }
 
 /// Storing.
 impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
     /// Stores a value, in place of the one at its key if there is one. Counts as a use.
     ///
-    /// A value that is charged more than [`Builder::max_value_bytes`] is not stored, and what was
-    /// at its key is removed: it is older than the value that was to replace it.
+    /// A value that is charged more than [`Builder::max_value_bytes`], or for which there is no
+    /// room ([`Insert::NoRoom`]), is not stored, and what was at its key is removed: it is older
+    /// than the value that was to replace it.
     ///
-    /// To make room, entries are evicted, no more than needed: the least recently used of the
-    /// key's shard first, and when there are no more, those of all other shards alike.
+    /// To make room, entries are evicted, no more than needed: those of the key's shard first, and
+    /// when there are no more, those of all other shards alike.
+    #[inline]
     pub fn insert(&self, key: K, value: V, attributes: Attributes, now: Tick) -> Insert {
-        let node = self.node(key, value, attributes);
-        match self.store(node, now, |_| true) {
-            Replace::Stored => Insert::Stored,
+        let weight = self.weigh(&key, &value);
+        let replace = self.change(key, now, |_, _| Change::Store { value, attributes, weight });
+        match replace {
             Replace::Replaced => Insert::Replaced,
+            Replace::TooLarge => Insert::TooLarge,
+            Replace::NoRoom => Insert::NoRoom,
             // Never refused: the closure above agrees to everything.
-            Replace::TooLarge | Replace::Refused => Insert::TooLarge,
+            Replace::Stored | Replace::Refused => Insert::Stored,
         }
     }
 
     /// Stores a value if `decide` says yes to what is at its key.
     ///
     /// `decide` is called once, with the entry at the key, or `None` when there is none or it has
-    /// expired. It runs under the lock: no other thread sees or changes the key between the
-    /// question and the store. When it says no, nothing is changed at the key.
+    /// expired. It runs under the lock: no other thread changes the key between the question and
+    /// the store. When it says no, nothing is changed at the key.
     ///
-    /// Room is made as for [`Memory::insert`], after `decide` has said yes; only when the key's
-    /// shard cannot make it alone, others may have to make room before the question.
+    /// Room is made as for [`Memory::insert`], after `decide` has said yes.
     ///
     /// This is how a value that was under way for some time is stored without overwriting a newer
     /// one. Here the stamp is the generation of the value at its source:
@@ -218,156 +398,223 @@ impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
         now: Tick,
         decide: impl FnOnce(Option<View<'_, V>>) -> bool,
     ) -> Replace {
-        let node = self.node(key, value, attributes);
-        self.store(node, now, decide)
+        let weight = self.weigh(&key, &value);
+        // The value is not dropped under the lock when it is refused.
+        let mut value = Some(value);
+        self.change(key, now, |_, present| {
+            if decide(present)
+                && let Some(value) = value.take()
+            {
+                Change::Store { value, attributes, weight }
+            } else {
+                Change::Refuse
+            }
+        })
     }
 
-    fn node(&self, key: K, value: V, attributes: Attributes) -> Node<K, V> {
-        let weight = (self.weigher)(&key, &value).saturating_add(Self::OVERHEAD);
-        let hash = self.hasher.hash_one(&key);
-        Node { key, value, attributes, weight, hash }
-    }
-
-    // A panic drops the locals from the last to the first: shard and room are unlocked before the
-    // transfer and the node drop anything of the caller's.
-    fn store(
+    /// Stores, keeps or removes, as `compute` makes of what is at the key.
+    ///
+    /// `compute` is called once, with the entry at the key, or `None` when there is none or it has
+    /// expired. It runs under the lock of the shard, and so does the weigher: let it be short, and
+    /// not call the cache. When it panics, nothing is changed.
+    ///
+    /// ```
+    /// use terrace_memory::{Attributes, Compute, Memory, Tick};
+    ///
+    /// let counts = Memory::builder().build();
+    /// for word in ["a", "b", "a"] {
+    ///     counts.compute(word, Tick(0), |present| {
+    ///         let count = present.map_or(0, |present| *present.value) + 1;
+    ///         Compute::Store(count, Attributes::default())
+    ///     });
+    /// }
+    /// assert_eq!(counts.get("a", Tick(0)), Some(2));
+    /// ```
+    pub fn compute(
         &self,
-        node: Node<K, V>,
+        key: K,
         now: Tick,
-        decide: impl FnOnce(Option<View<'_, V>>) -> bool,
+        compute: impl FnOnce(Option<View<'_, V>>) -> Compute<V>,
     ) -> Replace {
+        self.change(key, now, |key, present| match compute(present) {
+            Compute::Keep => Change::Refuse,
+            Compute::Remove => Change::Remove,
+            Compute::Store(value, attributes) => {
+                let weight = self.weigh(key, &value);
+                Change::Store { value, attributes, weight }
+            }
+        })
+    }
+
+    /// Saturates: what weighs more than can be said is too large anyway.
+    fn weigh(&self, key: &K, value: &V) -> u64 {
+        let own = (size_of::<K>() + size_of::<V>()) as u64;
+        let bytes = self.weigher.as_ref().map_or(own, |weigher| weigher(key, value));
+        bytes.saturating_add(Self::OVERHEAD)
+    }
+
+    // A panic drops the locals from the last to the first: the shard is unlocked before the
+    // transfer drops anything of the caller's.
+    fn change(
+        &self,
+        key: K,
+        now: Tick,
+        decide: impl FnOnce(&K, Option<View<'_, V>>) -> Change<V>,
+    ) -> Replace {
+        let hash = self.hash(&key);
         let mut transfer = self.transfer();
-        let mut room = None;
-        let (mut shard, present) = self.lock_with_room(&node, now, &mut transfer, &mut room);
-        let shown = present.and_then(|index| shard.live(index, now)).map(Node::view);
+        let mut unstored = None;
+        let mut locked = self.lock(hash.shard);
+        let mut present = locked.find(hash.local, &key);
+        let shown = present.filter(|(number, _)| locked.is_alive(*number, now));
         let replaces = shown.is_some();
 
-        let outcome = if !decide(shown) {
-            shard.counters.refused += 1;
-            Replace::Refused
-        } else if !self.fits(&node) {
-            shard.counters.rejected += 1;
-            if let Some(index) = present {
-                let cause = if replaces { Cause::Removed } else { Cause::Expired };
-                shard.take(index, cause, &mut transfer);
+        let outcome = match decide(&key, shown.map(|(number, _)| locked.view(number))) {
+            Change::Refuse => {
+                locked.counters().refused += 1;
+                unstored = Some((key, None));
+                Replace::Refused
             }
-            Replace::TooLarge
-        } else {
-            let growth = node.weight.saturating_sub(shard.weight(present));
-            shard.evict(growth, present, now, &mut transfer);
-            match present {
-                Some(index) => shard.replace(index, node, now, &mut transfer),
-                None => shard.add(node, now, &mut transfer),
+            Change::Remove => {
+                Self::give_way(&mut locked, present, now);
+                locked.tidy(&mut transfer);
+                unstored = Some((key, None));
+                if replaces { Replace::Replaced } else { Replace::Refused }
             }
-            if replaces { Replace::Replaced } else { Replace::Stored }
+            Change::Store { value, weight, .. } if weight > self.max_value_bytes => {
+                locked.counters().rejected += 1;
+                Self::give_way(&mut locked, present, now);
+                locked.tidy(&mut transfer);
+                unstored = Some((key, Some(value)));
+                Replace::TooLarge
+            }
+            Change::Store { value, attributes, weight } => {
+                let has_room = !(attributes.negative && locked.is_over_quota(weight))
+                    && self.make_room(&mut locked, hash, weight, &mut present, now, &mut transfer);
+                let refused = if has_room {
+                    let weight = weight.min(MAX_WEIGHT) as u32;
+                    let (attributes, transfer) = (&attributes, &mut transfer);
+                    locked
+                        .store(key, value, hash.local, weight, attributes, present, now, transfer)
+                        .err()
+                } else {
+                    Some((key, value))
+                };
+                match refused {
+                    None if replaces => Replace::Replaced,
+                    None => Replace::Stored,
+                    Some((key, value)) => {
+                        locked.counters().no_room += 1;
+                        Self::give_way(&mut locked, present, now);
+                        locked.tidy(&mut transfer);
+                        unstored = Some((key, Some(value)));
+                        Replace::NoRoom
+                    }
+                }
+            }
         };
-        drop(shard);
-        drop(room);
-        self.finish(transfer);
+        drop(locked);
+        transfer.finish();
+        drop(unstored);
         outcome
     }
 
-    /// Locks the shard of a node, when the bytes the transfer holds and those the shard could
-    /// free by evicting are enough for it. Says where the shard has the node's key.
-    ///
-    /// That much is certain before the caller's closure is asked: it can be asked only once, and
-    /// nothing may change in the shard between its answer and the store.
-    fn lock_with_room<'a>(
-        &'a self,
-        node: &Node<K, V>,
-        now: Tick,
-        transfer: &mut Transfer<'a, K, V>,
-        room: &mut Option<MutexGuard<'a, ()>>,
-    ) -> (MutexGuard<'a, Shard<K, V>>, Option<u32>) {
-        let home = self.home(node.hash);
-        loop {
-            let shard = self.lock(home);
-            let present = shard.find(node.hash, &node.key);
-            if !self.fits(node) {
-                return (shard, present);
-            }
-            let growth = node.weight.saturating_sub(shard.weight(present));
-            transfer.hold.reserve(growth);
-            let enough = growth.saturating_sub(shard.bytes_except(present));
-            if transfer.hold.bytes() >= enough {
-                return (shard, present);
-            }
-            drop(shard);
-            if room.is_some() {
-                self.evict_elsewhere(home, enough, now, transfer);
-            } else {
-                // Two stores that both keep what they hold and wait for more would wait forever.
-                // So only the one that has the `room` lock keeps it, and it needs no other lock
-                // than that of a shard, which every other thread gives up without waiting.
-                transfer.hold.give_back();
-                *room = Some(self.room.lock());
-            }
+    /// Removes what was to be replaced by a value that is not stored.
+    fn give_way(locked: &mut Locked<'_, K, V>, present: Option<(u32, Place)>, now: Tick) {
+        if let Some((number, place)) = present {
+            let cause = locked.end_of(number, now).unwrap_or(Cause::Removed);
+            locked.remove(number, place, cause);
         }
     }
 
-    /// Evicts from all shards but `home`, each its part, for the transfer to hold `enough` bytes.
-    /// It may come out short, when other threads hold the bytes at this moment.
-    fn evict_elsewhere(
+    fn make_room(
+        &self,
+        locked: &mut Locked<'_, K, V>,
+        hash: Hashed,
+        weight: u64,
+        present: &mut Option<(u32, Place)>,
+        now: Tick,
+        transfer: &mut Transfer<'_, K, V>,
+    ) -> bool {
+        let evicted = locked.counters().evicted();
+        let mut has_room = false;
+        for _ in 0..ROUNDS {
+            match locked.make_room(weight, present, now, transfer) {
+                Room::Made => has_room = true,
+                Room::None => {}
+                Room::Elsewhere if self.shards.len() > 1 => {
+                    self.make_room_elsewhere(hash.shard, weight, now, transfer);
+                    continue;
+                }
+                Room::Elsewhere => {}
+            }
+            break;
+        }
+        if locked.counters().evicted() > evicted {
+            self.sampling.evicting();
+        }
+        has_room
+    }
+
+    /// Evicts from all shards but one, each its part. Locks that others hold are not waited for:
+    /// they might wait for ours.
+    #[cold]
+    fn make_room_elsewhere(
         &self,
         home: usize,
-        enough: u64,
+        weight: u64,
         now: Tick,
         transfer: &mut Transfer<'_, K, V>,
     ) {
-        let before = transfer.hold.bytes();
-        let others = self.shards.len() - 1;
-        let part = enough.saturating_sub(before).div_ceil(others.max(1) as u64);
-        for index in (0..=others).filter(|&index| index != home) {
-            let held = transfer.hold.bytes();
-            let goal = enough.min(held.saturating_add(part));
-            self.lock(index).evict(goal, None, now, transfer);
+        let others = (self.shards.len() - 1) as u64;
+        let wanted = Amount { bytes: weight.div_ceil(others), entries: 1 };
+        for (_, shard) in self.shards.iter().enumerate().filter(|(index, _)| *index != home) {
+            if let Some(mut shard) = shard.try_lock(&self.common) {
+                shard.give_up(wanted, now, transfer);
+            }
         }
-        transfer.hold.reserve(enough);
-        if transfer.hold.bytes() == before {
-            thread::yield_now();
-        }
-    }
-
-    fn fits(&self, node: &Node<K, V>) -> bool {
-        node.weight <= self.max_value_bytes
     }
 }
 
 /// Changing and removing.
 impl<K, V, S: BuildHasher> Memory<K, V, S> {
-    /// Removes the value at a key and returns it.
+    /// Removes the value at a key and returns a clone of it, because readers may still hold it.
     ///
     /// There is no time to compare with, so a value that has expired and that nothing has met yet
     /// is returned as well.
     pub fn remove<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
+        V: Clone,
     {
-        self.remove_if(key, |_| true)
+        let mut removed = None;
+        self.remove_if(key, |view| {
+            removed = Some(view.value.clone());
+            true
+        });
+        removed
     }
 
-    /// Removes the value at a key and returns it, if `decide` says yes to it. Asking and removing
-    /// are one step. An expired entry that nothing has met yet is shown to `decide` as well.
-    pub fn remove_if<Q>(&self, key: &Q, decide: impl FnOnce(View<'_, V>) -> bool) -> Option<V>
+    /// Removes the entry at a key if `decide` says yes to it, and says whether it did. Asking and
+    /// removing are one step, under the lock. An expired entry that nothing has met yet is shown
+    /// to `decide` as well.
+    pub fn remove_if<Q>(&self, key: &Q, decide: impl FnOnce(View<'_, V>) -> bool) -> bool
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hash(key);
         let mut transfer = self.transfer();
-        let mut shard = self.lock(self.home(hash));
-        let index = shard.find(hash, key)?;
-        if !shard.get(index).is_some_and(|node| decide(node.view())) {
-            return None;
+        let mut locked = self.lock(hash.shard);
+        let Some((number, place)) = locked.find(hash.local, key) else { return false };
+        let is_removed = locked.end_of(number, Tick(0)) == Some(Cause::Removed);
+        if is_removed || !decide(locked.view(number)) {
+            return false;
         }
-        let node = shard.take_out(index, &mut transfer);
-        drop(shard);
-        self.finish(transfer);
-
-        let node = node?;
-        transfer::announce(self.listener.as_deref(), &node, Cause::Removed);
-        let Node { key, value, .. } = node;
-        drop(key);
-        Some(value)
+        locked.remove(number, place, Cause::Removed);
+        locked.tidy(&mut transfer);
+        drop(locked);
+        transfer.finish();
+        true
     }
 
     /// Changes when the entry at a key expires. Does not count as a use. Says whether there was
@@ -376,75 +623,133 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
-        let mut shard = self.lock(self.home(hash));
-        let node = shard.find(hash, key).and_then(|index| shard.get_mut(index));
-        match node.filter(|node| !node.attributes.is_expired(now)) {
-            Some(node) => {
-                node.attributes.expires = expires;
-                true
-            }
-            None => false,
+        let hash = self.hash(key);
+        let mut locked = self.lock(hash.shard);
+        let found = locked.find(hash.local, key).filter(|(found, _)| locked.is_alive(*found, now));
+        if let Some((number, _)) = found {
+            locked.set_expires(number, expires, now);
         }
+        found.is_some()
     }
 }
 
 /// All entries.
 impl<K, V, S> Memory<K, V, S> {
-    /// Removes all entries, shard by shard, and gives back the memory of their slots. Says how
-    /// many there were.
+    /// Removes all entries, shard by shard. Says how many there were.
     ///
-    /// What other threads store meanwhile may stay. Takes time in proportion to the number of
-    /// entries, but holds each lock for a short time only.
+    /// What other threads store meanwhile may stay. The memory is given back, or kept for what is
+    /// stored next.
     pub fn clear(&self) -> u64 {
-        let mut removed = 0;
-        for index in 0..self.shards.len() {
-            let mut transfer = self.transfer();
-            let nodes = self.lock(index).take_all(&mut transfer);
-            removed += u64::from(nodes.len());
-            self.finish(transfer);
-            for node in nodes.into_items() {
-                transfer::announce(self.listener.as_deref(), &node, Cause::Removed);
+        self.empty(|locked| {
+            let count = locked.entries();
+            locked.clear();
+            count
+        })
+    }
+
+    /// Removes all entries of a space, in one step and in a time that does not depend on how many
+    /// there are.
+    ///
+    /// No read finds one any more that was stored before. They are counted, and take room, until
+    /// something meets them: a read, a store, an eviction or [`Memory::sweep`].
+    pub fn remove_space(&self, space: u32) {
+        self.common.spaces.remove(space, || self.renew());
+    }
+
+    /// Puts all entries into the present generation, and removes those whose space was removed.
+    #[cold]
+    fn renew(&self) {
+        self.empty(|locked| {
+            let numbers: Vec<u32> = locked.live_in(0..locked.end()).collect();
+            for number in numbers {
+                if locked.end_of(number, Tick(0)).is_some() {
+                    locked.remove_slot(number, Cause::Removed);
+                } else {
+                    locked.refresh(number);
+                }
             }
-        }
-        removed
+            0
+        });
     }
 
-    /// Removes all entries whose [`Attributes::space`] this is. Says how many there were.
+    /// Removes all entries for which `keep` says no, shard by shard, each under its lock. Says how
+    /// many there were. Expired entries are shown to `keep` as well.
     ///
-    /// Looks at every entry, shard by shard, each under its lock. What other threads store
-    /// meanwhile may stay.
-    pub fn remove_space(&self, space: u32) -> u64 {
-        self.retain(|_, view| view.attributes.space != space)
-    }
-
-    /// Removes all entries to which `keep` says no, expired ones too. Says how many that were.
-    ///
-    /// Looks at every entry, shard by shard, each under its lock. When `keep` panics, the entries
-    /// it has said no to are removed.
+    /// When `keep` panics, what it was asked about before has been removed or kept as it said.
     pub fn retain(&self, mut keep: impl FnMut(&K, View<'_, V>) -> bool) -> u64 {
+        self.empty(|locked| {
+            let numbers: Vec<u32> = locked.live_in(0..locked.end()).collect();
+            let mut removed = 0;
+            for number in numbers {
+                if !keep(locked.key(number), locked.view(number)) {
+                    locked.remove_slot(number, Cause::Removed);
+                    removed += 1;
+                }
+            }
+            removed
+        })
+    }
+
+    /// Removes something from each shard, and frees what readers let go of.
+    fn empty(&self, mut remove: impl FnMut(&mut Locked<'_, K, V>) -> u64) -> u64 {
         let mut removed = 0;
         for index in 0..self.shards.len() {
             let mut transfer = self.transfer();
-            self.lock(index).retain(&mut keep, &mut transfer);
-            removed += self.finish(transfer) as u64;
+            let mut locked = self.lock(index);
+            removed += remove(&mut locked);
+            locked.collect_all(&mut transfer);
+            locked.reset();
+            locked.tidy(&mut transfer);
+            drop(locked);
+            transfer.finish();
         }
         removed
     }
 
-    /// Shows all entries that have not expired, in no order that means anything, shard by shard,
-    /// each under its lock. Does not count as a use.
+    /// Shows all entries that have not expired, in no order that means anything, some at a time
+    /// under the lock of their shard. Does not count as a use.
     pub fn for_each(&self, now: Tick, mut see: impl FnMut(&K, View<'_, V>)) {
         for index in 0..self.shards.len() {
-            let shard = self.lock(index);
-            for node in shard.iter().filter(|node| !node.attributes.is_expired(now)) {
-                see(&node.key, node.view());
+            let mut next = 0;
+            loop {
+                let locked = self.lock(index);
+                if next >= locked.end() {
+                    break;
+                }
+                for number in locked.live_in(next..next.saturating_add(SWEEP_BATCH)) {
+                    if locked.is_alive(number, now) {
+                        see(locked.key(number), locked.view(number));
+                    }
+                }
+                next = next.saturating_add(SWEEP_BATCH);
             }
         }
+    }
+
+    /// The keys of the entries that were read most since the policy last looked, the hottest
+    /// first: what to load first into a cache that begins anew. At most `limit`; looks at all
+    /// entries.
+    #[must_use]
+    pub fn hottest(&self, limit: usize, now: Tick) -> Vec<K>
+    where
+        K: Clone,
+    {
+        let mut ranked = Vec::new();
+        for index in 0..self.shards.len() {
+            let locked = self.lock(index);
+            for number in locked.live_in(0..locked.end()) {
+                if locked.is_alive(number, now) {
+                    ranked.push((locked.rank(number), locked.key(number).clone()));
+                }
+            }
+        }
+        ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+        ranked.into_iter().take(limit).map(|(_, key)| key).collect()
     }
 
     /// Frees expired entries in at most `limit` slots, from where the last sweep stopped; it goes
-    /// around the whole cache at most once.
+    /// around the whole cache at most once. Also frees what has left the cache and what no reader
+    /// holds any more.
     ///
     /// Expired entries take room until something meets them. Calling this from time to time frees
     /// it without any traffic, with a bounded amount of work for each call.
@@ -472,12 +777,14 @@ impl<K, V, S> Memory<K, V, S> {
             let stop = at.slot.saturating_add(left.min(SWEEP_BATCH)).min(end);
 
             let mut transfer = self.transfer();
-            let mut shard = self.lock(at.shard);
-            let slots = shard.slots();
+            let mut locked = self.lock(at.shard);
+            let slots = locked.end();
             let stop = stop.min(slots);
-            shard.sweep(at.slot..stop, now, &mut transfer);
-            drop(shard);
-            sweep.removed += self.finish(transfer);
+            sweep.removed += locked.sweep(at.slot..stop, now);
+            locked.collect_all(&mut transfer);
+            locked.tidy(&mut transfer);
+            drop(locked);
+            transfer.finish();
             sweep.examined += stop.saturating_sub(at.slot) as usize;
             at.slot = stop;
             if stop == slots.min(end) {
@@ -494,24 +801,27 @@ impl<K, V, S> Memory<K, V, S> {
 
 /// Numbers.
 impl<K, V, S> Memory<K, V, S> {
-    /// How many entries there are, expired ones that nothing has met yet among them. Locks every
-    /// shard once.
+    /// How many entries there are, expired ones that nothing has met yet among them. Takes no
+    /// lock; while other threads store, it is about right.
     #[must_use]
     pub fn len(&self) -> usize {
-        (0..self.shards.len()).map(|index| self.lock(index).len() as usize).sum()
+        let entries = |shard: &Shard<K, V>| shard.tally().entries.load(Relaxed);
+        self.shards.iter().map(entries).sum::<u64>().min(self.max_entries()) as usize
     }
 
-    /// Whether there is no entry. Locks every shard once, at most.
+    /// Whether there is no entry; see [`Memory::len`].
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        (0..self.shards.len()).all(|index| self.lock(index).len() == 0)
+        self.len() == 0
     }
 
-    /// The bytes charged now: for all entries, and for what is being stored at this moment. Never
-    /// more than [`Memory::max_bytes`].
+    /// The bytes that all entries are charged now. Together with what has left and is still kept for
+    /// readers ([`Stats::garbage_bytes`]) never more than [`Memory::max_bytes`]. Takes no lock;
+    /// while other threads store, it is about right.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.budget.used()
+        let bytes = |shard: &Shard<K, V>| shard.tally().bytes.load(Relaxed);
+        self.shards.iter().map(bytes).sum::<u64>().min(self.max_bytes())
     }
 
     /// What a single entry may weigh at most: a larger one is not stored.
@@ -523,64 +833,88 @@ impl<K, V, S> Memory<K, V, S> {
     /// The most bytes that may be charged.
     #[must_use]
     pub fn max_bytes(&self) -> u64 {
-        self.budget.max()
+        self.common.budget.max().bytes
     }
 
-    /// The most that [`Memory::bytes`] has ever been.
+    /// The most entries there may be.
+    #[must_use]
+    pub fn max_entries(&self) -> u64 {
+        self.common.budget.max().entries
+    }
+
+    /// The most bytes that were ever set aside for entries: at least the most that
+    /// [`Memory::bytes`] has ever been, and at most one part in 16 of the whole more.
     #[must_use]
     pub fn peak_bytes(&self) -> u64 {
-        self.budget.peak()
+        self.common.budget.peak_bytes()
     }
 
     /// What the cache has done, and what it holds. Locks every shard once; numbers of different
     /// shards are not of the same instant.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let (hits, misses) = self.reads.sum();
         let mut stats = Stats {
+            hits,
+            misses,
             bytes: self.bytes(),
             peak_bytes: self.peak_bytes(),
             max_bytes: self.max_bytes(),
+            max_entries: self.max_entries(),
             ..Stats::default()
         };
-        for index in 0..self.shards.len() {
-            let shard = self.lock(index);
-            stats += shard.counters;
-            stats.entries += u64::from(shard.len());
+        for shard in &self.shards {
+            let mut locked = shard.lock(&self.common);
+            stats += *locked.counters();
+            stats.entries += locked.entries();
+            stats.garbage_bytes += shard.tally().garbage.load(Relaxed);
         }
         stats
     }
+}
 
-    /// Panics unless everything inside agrees. For tests; no other thread may use the cache.
+/// Tests.
+impl<K, V, S> Memory<K, V, S> {
+    /// Panics unless everything inside agrees. No other thread may use the cache.
     #[doc(hidden)]
     pub fn validate(&self) {
-        let mut bytes = 0;
+        let mut borrowed = self.common.budget.free();
         for index in 0..self.shards.len() {
-            bytes += self.lock(index).validate(|hash| self.home(hash) == index);
+            borrowed.add(self.lock(index).validate());
         }
-        assert_eq!(bytes, self.bytes(), "bytes are charged that no entry has");
-        assert!(bytes <= self.max_bytes(), "more bytes are charged than may be");
+        assert_eq!(borrowed, self.common.budget.max(), "a part of the budget is lost");
+        let held = self.bytes() + self.stats().garbage_bytes;
+        assert!(held <= self.max_bytes(), "more bytes are held than may be");
     }
 }
 
 /// Parts of the above.
 impl<K, V, S> Memory<K, V, S> {
     fn transfer(&self) -> Transfer<'_, K, V> {
-        Transfer::new(&self.budget)
+        Transfer::new(self.listener.as_deref())
     }
 
-    fn finish(&self, transfer: Transfer<'_, K, V>) -> usize {
-        transfer.finish(self.listener.as_deref())
+    #[inline(always)]
+    fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> Hashed
+    where
+        S: BuildHasher,
+    {
+        let whole = self.hasher.hash_one(key).wrapping_mul(SPREAD);
+        // The highest bits are the best ones: shards take the first, indexes those that follow.
+        let shard = (whole >> (u64::BITS - MAX_SHARD_BITS)) as usize & self.shard_mask;
+        let local = (whole >> SHIFT) as u32 & ((1 << HASH_BITS) - 1);
+        Hashed { whole, shard, local }
     }
 
-    /// The number of the shard for a hash. The table uses the low and the highest bits of the
-    /// hash as it is; these are others, so the tables stay evenly filled.
-    fn home(&self, hash: u64) -> usize {
-        (hash.wrapping_mul(SPREAD) >> 48) as usize & (self.shards.len() - 1)
+    #[inline(always)]
+    fn shard(&self, hash: Hashed) -> &Shard<K, V> {
+        // SAFETY: the mask is the number of shards less one, and hashes are only made by `hash`.
+        unsafe { self.shards.get_unchecked(hash.shard) }
     }
 
     #[expect(clippy::indexing_slicing, reason = "the index is below the number of shards")]
-    fn lock(&self, index: usize) -> MutexGuard<'_, Shard<K, V>> {
-        self.shards[index].0.lock()
+    fn lock(&self, index: usize) -> Locked<'_, K, V> {
+        self.shards[index].lock(&self.common)
     }
 }
 
@@ -590,19 +924,33 @@ impl<K, V, S> fmt::Debug for Memory<K, V, S> {
         f.debug_struct("Memory")
             .field("bytes", &self.bytes())
             .field("max_bytes", &self.max_bytes())
+            .field("entries", &self.len())
+            .field("max_entries", &self.max_entries())
             .field("max_value_bytes", &self.max_value_bytes)
             .field("shards", &self.shards.len())
             .finish_non_exhaustive()
     }
 }
 
+/// What is to become of a key.
+enum Change<V> {
+    Refuse,
+    Remove,
+    Store { value: V, attributes: Attributes, weight: u64 },
+}
+
 /// What a builder has settled.
 pub(crate) struct Settings<K, V, S> {
     pub(crate) max_bytes: u64,
+    pub(crate) max_entries: u64,
+    pub(crate) by_bytes: bool,
     pub(crate) max_value_bytes: u64,
-    /// A power of two.
-    pub(crate) shards: usize,
-    pub(crate) weigher: Box<Weigher<K, V>>,
+    pub(crate) negative_percent: u8,
+    pub(crate) eviction: Eviction,
+    pub(crate) shard_bits: u32,
+    /// Entries that are expected; 0 if that is not known.
+    pub(crate) expected: u64,
+    pub(crate) weigher: Option<Box<Weigher<K, V>>>,
     pub(crate) listener: Option<Box<Listener<K, V>>>,
     pub(crate) hasher: S,
 }

@@ -67,25 +67,34 @@
 //! not serialize, and frees what has expired only when it comes across it or when
 //! [`Memory::sweep`] is called. `terrace` is built on top of it and does these things.
 
-#![deny(unsafe_code)]
+#![warn(unsafe_op_in_unsafe_fn)]
 
+mod barrier;
 mod budget;
 mod builder;
 mod cache;
 mod entry;
+mod epoch;
+mod index;
 mod listener;
 mod outcome;
+mod policy;
+mod prefetch;
+mod sampling;
 mod shard;
-mod slab;
+mod slot;
+mod slots;
+mod spaces;
 mod stats;
 mod tick;
 mod transfer;
 
-pub use builder::Builder;
+pub use builder::{Builder, DefaultHasher};
 pub use cache::Memory;
 pub use entry::{Attributes, View};
 pub use hashbrown::Equivalent;
 pub use listener::Cause;
-pub use outcome::{Insert, Replace, Sweep};
+pub use outcome::{Compute, Insert, Replace, Sweep};
+pub use policy::Eviction;
 pub use stats::Stats;
 pub use tick::Tick;

@@ -14,5 +14,26 @@ pub enum Cause {
     Removed,
 }
 
+impl Cause {
+    /// A number below 4, to be kept in a slot.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Replaced => 0,
+            Self::Evicted => 1,
+            Self::Expired => 2,
+            Self::Removed => 3,
+        }
+    }
+
+    pub(crate) fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Replaced,
+            1 => Self::Evicted,
+            2 => Self::Expired,
+            _ => Self::Removed,
+        }
+    }
+}
+
 /// The function that [`Builder::listener`](crate::Builder::listener) was given.
 pub(crate) type Listener<K, V> = dyn Fn(&K, &V, Cause) + Send + Sync;

@@ -1,6 +1,7 @@
 //! Statistics: what a cache has done, and what it holds.
 
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::Cause;
 
@@ -23,30 +24,37 @@ pub struct Stats {
     pub rejected: u64,
     /// Values that were not stored because the closure of `replace_if` said no.
     pub refused: u64,
+    /// Values that were not stored because no room could be made: see
+    /// [`Insert::NoRoom`](crate::Insert::NoRoom).
+    pub no_room: u64,
     /// Entries evicted to make room.
     pub evicted: u64,
     /// Expired entries removed: by a read, a store, an eviction or a sweep that met them.
     pub expired: u64,
-    /// Entries removed on request, or because the value that was to replace them was too large.
+    /// Entries removed on request, or because the value that was to replace them was not stored.
     pub removed: u64,
     /// Entries held now, expired ones that nothing has met yet among them.
     pub entries: u64,
     /// Bytes charged now; see [`Memory::bytes`](crate::Memory::bytes).
     pub bytes: u64,
-    /// The most bytes ever charged at one time.
+    /// Bytes of entries that have left and that are still kept, because a reader might hold them:
+    /// they count in the bound.
+    pub garbage_bytes: u64,
+    /// The most bytes that were ever set aside for entries.
     pub peak_bytes: u64,
     /// The most bytes that may be charged.
     pub max_bytes: u64,
+    /// The most entries there may be.
+    pub max_entries: u64,
 }
 
 /// The counters of one shard, changed under its lock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) hits: u64,
-    pub(crate) misses: u64,
     pub(crate) inserts: u64,
     pub(crate) rejected: u64,
     pub(crate) refused: u64,
+    pub(crate) no_room: u64,
     replaced: u64,
     evicted: u64,
     expired: u64,
@@ -54,28 +62,73 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Counts entries that left for this cause.
-    pub(crate) fn left(&mut self, cause: Cause, entries: u64) {
-        let counter = match cause {
+    /// Counts an entry that left for this cause.
+    pub(crate) fn left(&mut self, cause: Cause) {
+        *match cause {
             Cause::Replaced => &mut self.replaced,
             Cause::Evicted => &mut self.evicted,
             Cause::Expired => &mut self.expired,
             Cause::Removed => &mut self.removed,
-        };
-        *counter += entries;
+        } += 1;
+    }
+
+    /// Entries evicted to make room.
+    pub(crate) fn evicted(&self) -> u64 {
+        self.evicted
     }
 }
 
 impl AddAssign<Counters> for Stats {
     fn add_assign(&mut self, counters: Counters) {
-        self.hits += counters.hits;
-        self.misses += counters.misses;
         self.inserts += counters.inserts;
         self.rejected += counters.rejected;
         self.refused += counters.refused;
+        self.no_room += counters.no_room;
         self.replaced += counters.replaced;
         self.evicted += counters.evicted;
         self.expired += counters.expired;
         self.removed += counters.removed;
+    }
+}
+
+/// Counts hits and misses, each thread on a cache line of its own.
+pub(crate) struct Reads {
+    lines: Box<[Line; LINES]>,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Line {
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// So many threads have a line of their own; all others share the last one.
+const LINES: usize = 16;
+
+impl Reads {
+    pub(crate) fn new() -> Self {
+        Self { lines: Box::default() }
+    }
+
+    /// Counts a read by the thread with this number, which no other living thread has.
+    #[inline(always)]
+    pub(crate) fn count(&self, thread: usize, is_hit: bool) {
+        #[expect(clippy::indexing_slicing, reason = "the number is limited to the lines")]
+        let line = &self.lines[thread.min(LINES - 1)];
+        let counter = if is_hit { &line.hits } else { &line.misses };
+        if thread < LINES - 1 {
+            // Nobody else writes here, so nothing is lost; and it costs no locked instruction.
+            counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+        } else {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Hits and misses of all threads.
+    pub(crate) fn sum(&self) -> (u64, u64) {
+        self.lines.iter().fold((0, 0), |(hits, misses), line| {
+            (hits + line.hits.load(Relaxed), misses + line.misses.load(Relaxed))
+        })
     }
 }

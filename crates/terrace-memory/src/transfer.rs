@@ -1,48 +1,43 @@
-//! A transfer: what one operation carries between the shards and the outside.
+//! A transfer: what one call carries out of the shards, to be announced and dropped without a lock.
+
+use std::mem;
 
 use crate::Cause;
-use crate::budget::{Budget, Hold};
-use crate::entry::Node;
 use crate::listener::Listener;
 
-/// The bytes an operation holds, and the entries that left a shard and still have to be announced
-/// and dropped.
+/// Entries whose slots are free.
 ///
-/// An operation makes its transfer before it takes a lock. So, when a panic unwinds, the lock is
-/// released first, then the bytes go back (the fields are dropped in order), and only then the
-/// caller's keys and values are dropped.
+/// A call makes its transfer before it takes a lock. So, when a panic unwinds, the lock is
+/// released first, and only then the caller's keys and values are dropped.
 pub(crate) struct Transfer<'a, K, V> {
-    pub(crate) hold: Hold<'a>,
-    departed: Vec<(Node<K, V>, Cause)>,
+    listener: Option<&'a Listener<K, V>>,
+    freed: Vec<(K, V, Cause)>,
 }
 
 impl<'a, K, V> Transfer<'a, K, V> {
-    pub(crate) fn new(budget: &'a Budget) -> Self {
-        Self { hold: Hold::new(budget), departed: Vec::new() }
+    pub(crate) fn new(listener: Option<&'a Listener<K, V>>) -> Self {
+        Self { listener, freed: Vec::new() }
     }
 
-    /// Takes an entry that has left its shard, with its bytes.
-    pub(crate) fn receive(&mut self, node: Node<K, V>, cause: Cause) {
-        self.hold.take_over(node.weight);
-        self.departed.push((node, cause));
+    /// Whether somebody waits to be told of what leaves.
+    pub(crate) fn has_listener(&self) -> bool {
+        self.listener.is_some()
     }
 
-    /// Gives back the bytes, then announces and drops what has left. The caller of this must
-    /// hold no lock. Says how many entries have left.
-    pub(crate) fn finish(mut self, listener: Option<&Listener<K, V>>) -> usize {
-        // First, because the caller's code may want to store something.
-        self.hold.give_back();
-        let count = self.departed.len();
-        for (node, cause) in self.departed {
-            announce(listener, &node, cause);
+    /// Takes over what was in a slot, and why it left.
+    #[inline]
+    pub(crate) fn receive(&mut self, (key, value): (K, V), cause: Cause) {
+        if mem::needs_drop::<(K, V)>() || self.listener.is_some() {
+            self.freed.push((key, value, cause));
         }
-        count
     }
-}
 
-/// Tells the listener, if there is one, that an entry has left.
-pub(crate) fn announce<K, V>(listener: Option<&Listener<K, V>>, node: &Node<K, V>, cause: Cause) {
-    if let Some(listener) = listener {
-        listener(&node.key, &node.value, cause);
+    /// Announces and drops. The caller must hold no lock.
+    pub(crate) fn finish(self) {
+        for (key, value, cause) in self.freed {
+            if let Some(listener) = self.listener {
+                listener(&key, &value, cause);
+            }
+        }
     }
 }

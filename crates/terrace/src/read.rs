@@ -269,11 +269,10 @@ pub(crate) fn from_memory<V: Send + Sync + 'static>(
     key: KeyRef<'_>,
     now: Tick,
 ) -> Option<Found<V>> {
-    let found = space.core.memory.as_ref()?.get_with(&key, now, |view| {
-        let freshness = judge_in_memory(space, key, view.value, now);
+    let found = space.core.memory.as_ref()?.get_with(&key, now, |entry| {
+        let freshness = judge_in_memory(space, key, entry, now);
         let is_fresh = freshness == Freshness::Fresh;
-        (freshness != Freshness::Dead)
-            .then(|| typed(view.value).map(|entry| Found { entry, is_fresh }))
+        (freshness != Freshness::Dead).then(|| typed(entry).map(|entry| Found { entry, is_fresh }))
     });
     found.flatten().flatten()
 }
@@ -286,9 +285,9 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
 ) -> Option<R> {
     let now = space.core.clock.tick();
     let answer = space.core.memory.as_ref().and_then(|memory| {
-        memory.get_with(&key, now, |view| {
-            let is_fresh = judge_in_memory(space, key, view.value, now) == Freshness::Fresh;
-            let entry = typed_ref::<V>(view.value).filter(|_| is_fresh)?;
+        memory.get_with(&key, now, |entry| {
+            let is_fresh = judge_in_memory(space, key, entry, now) == Freshness::Fresh;
+            let entry = typed_ref::<V>(entry).filter(|_| is_fresh)?;
             Some(read(&entry.value))
         })
     });

@@ -358,11 +358,8 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
     let name = space.name_of(key.bytes);
     let meta = &entry.meta;
     let names = Names { key: &name, space: &space.name, tags: &meta.tags };
-    let attributes = Attributes {
-        expires: meta.times.life().stale_until,
-        stamp: meta.stamp.number,
-        space: space.number,
-    };
+    // Stamp and space are those of the entry itself.
+    let attributes = Attributes { expires: meta.times.life().stale_until, ..Attributes::default() };
     let any: AnyEntry = Arc::clone(entry) as _;
     let replace = || {
         memory.replace_if(key.to_memory_key(), any, attributes, core.clock.tick(), |present| {

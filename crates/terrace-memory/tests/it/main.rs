@@ -18,20 +18,29 @@ mod replace_if;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use terrace_memory::{Attributes, Memory, Tick};
+use terrace_memory::{Attributes, Eviction, Memory, Tick};
 
 /// A time at which nothing has expired, unless a test says so.
 const NOW: Tick = Tick(0);
 
 /// Neither expiry, nor stamp, nor space.
-const PLAIN: Attributes = Attributes { expires: Tick::NEVER, stamp: 0, space: 0 };
+const PLAIN: Attributes = Attributes {
+    expires: Tick::NEVER,
+    idle: None,
+    stamp: 0,
+    space: 0,
+    pinned: false,
+    negative: false,
+};
 
 /// A cache for values that weigh what they say, `OVERHEAD` included, and room for `max` of that.
+/// What was used least recently leaves first.
 fn weighed<V: Weigh>(max: u64, shards: usize) -> terrace_memory::Builder<u64, V> {
     Memory::<u64, V>::builder()
         .max_bytes(max)
         .max_value_bytes(max)
         .shards(shards)
+        .eviction(Eviction::Lru)
         .weigher(|_, value| value.weight() - Memory::<u64, V>::OVERHEAD)
 }
 

@@ -136,7 +136,7 @@ impl Scene {
 
     fn insert(&self, key: u64) -> Insert {
         let expires = if key.is_multiple_of(2) { Tick::NEVER } else { Tick(5) };
-        let attributes = Attributes { expires, stamp: 0, space: key as u32 % 2 };
+        let attributes = Attributes { expires, space: key as u32 % 2, ..PLAIN };
         self.cache.insert(self.key(key), self.value(), attributes, NOW)
     }
 
@@ -144,6 +144,8 @@ impl Scene {
     fn check(self, what: &str) {
         self.fuse.put_out();
         self.cache.validate();
+        // What had left when the panic came is freed now.
+        self.cache.sweep(NOW, usize::MAX);
         let stats = self.cache.stats();
         let gone = stats.replaced + stats.evicted + stats.expired + stats.removed;
         assert_eq!(stats.entries, stats.inserts - gone, "{what}");
@@ -155,7 +157,8 @@ impl Scene {
             assert!(self.cache.contains(&self.key(key), NOW), "{what}");
         }
         self.cache.validate();
-        assert_eq!(self.cache.bytes(), self.cache.max_bytes(), "{what}: room is lost");
+        // Shards may keep back a little, which one entry may need.
+        assert!(self.cache.bytes() >= self.cache.max_bytes() / ROOM * (ROOM - 1), "{what}");
         self.cache.clear();
         assert_eq!(self.cache.bytes(), 0, "{what}");
         assert_eq!(Arc::strong_count(&self.alive), 1, "{what}");
@@ -195,7 +198,9 @@ const ACTIONS: [(&str, Action); 17] = [
         scene.cache.peek_with(&scene.key(2), NOW, |_| ());
     }),
     ("remove", |scene| drop(scene.cache.remove(&scene.key(2)))),
-    ("remove_if, refused", |scene| drop(scene.cache.remove_if(&scene.key(2), |_| false))),
+    ("remove_if, refused", |scene| {
+        scene.cache.remove_if(&scene.key(2), |_| false);
+    }),
     ("set_expires", |scene| {
         scene.cache.set_expires(&scene.key(2), Tick(3), NOW);
     }),
@@ -299,12 +304,12 @@ fn a_retain_that_panics_has_removed_what_it_was_told_to() {
 }
 
 #[test]
-fn a_panic_while_others_make_room_gives_the_room_back() {
-    // The store evicts from all shards before its question, which then panics.
+fn a_panic_while_it_is_decided_has_evicted_nothing() {
     let scene = Scene::new(8);
+    let before = scene.cache.len();
     let store = || scene.cache.replace_if(scene.key(LARGE), scene.value(), PLAIN, NOW, no_answer);
     assert!(catch_unwind(AssertUnwindSafe(store)).is_err());
-    assert!(scene.cache.len() < ROOM as usize, "nothing had to make room");
+    assert_eq!(scene.cache.len(), before);
     scene.check("replace_if");
 }
 

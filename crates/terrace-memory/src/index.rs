@@ -1,0 +1,414 @@
+//! An index: from the hash of a key to the slots that may hold it.
+//!
+//! A table of groups, each one cache line: twelve tags (8 bits of the hash each) and the twelve
+//! numbers of the slots they stand for. A key lives in the group its hash points to, or, if that
+//! is full, in the next that has room; each group counts the entries that went past it, so that a
+//! search knows when to stop (as in F14, Facebook's hash table). Entries never move within a
+//! table. So readers need no lock: they see an entry, or they see it gone, or being replaced.
+
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::{mem, ptr};
+
+use Ordering::{Acquire, Relaxed, Release};
+
+/// So many bits of a hash are used for a place in the index.
+pub(crate) const HASH_BITS: u32 = 24;
+
+const LANES: usize = 12;
+const LANES_IN_WORD: usize = 8;
+
+#[repr(C, align(64))]
+pub(crate) struct Group {
+    /// Twelve tags, each 0 where the lane is empty; then the count of entries that went past,
+    /// [`STUCK`] when there were too many to count.
+    tags: [AtomicU64; 2],
+    slots: [AtomicU32; LANES],
+}
+
+/// Where the count is, in the second word.
+const PAST_SHIFT: u32 = 32;
+const STUCK: u64 = 0xFF;
+
+const ALL_LANES: u32 = (1 << LANES) - 1;
+
+#[cfg(not(target_arch = "x86_64"))]
+const LOW_BITS: u64 = 0x0101_0101_0101_0101;
+const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+
+/// Where an entry is in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    group: u32,
+    lane: u8,
+}
+
+/// What readers see of an index: the table, which is another one when it has grown.
+pub(crate) struct IndexReader {
+    /// Tables begin at multiples of 64: the bits that are free tell the size.
+    table: AtomicPtr<Group>,
+}
+
+/// How many groups there are: 4, 5, 6 or 7 times a power of two, so that growing by one size
+/// leaves little unused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Size(u8);
+
+impl Size {
+    const MAX: Self = Self(63);
+
+    #[inline(always)]
+    fn groups(self) -> u32 {
+        (4 + u32::from(self.0 & 3)) << (self.0 >> 2)
+    }
+
+    /// How many entries it is good for: 85 % of the lanes.
+    fn entries(self) -> u32 {
+        self.groups() * 10 + self.groups() / 5
+    }
+
+    fn for_entries(entries: u32) -> Self {
+        (0..Self::MAX.0).map(Self).find(|size| size.entries() >= entries).unwrap_or(Self::MAX)
+    }
+}
+
+#[inline(always)]
+fn home(hash: u32, groups: u32) -> u32 {
+    ((u64::from(hash) * u64::from(groups)) >> HASH_BITS) as u32
+}
+
+/// Never 0, which is an empty lane.
+#[inline(always)]
+fn tag(hash: u32) -> u8 {
+    (hash as u8).max(1)
+}
+
+/// A bit for each lane whose tag this is, and for no other: in an empty lane there may be the
+/// number of a slot that is not to be looked at.
+#[inline(always)]
+fn matches(tags: [u64; 2], tag: u8) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has these instructions.
+    let found = unsafe {
+        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
+        let tags = _mm_set_epi64x(tags[1].cast_signed(), tags[0].cast_signed());
+        _mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_set1_epi8(tag.cast_signed()))).cast_unsigned()
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = {
+        let [low, high] = tags.map(|word| zeros(word ^ (u64::from(tag) * LOW_BITS)));
+        low | high << LANES_IN_WORD
+    };
+    found & ALL_LANES
+}
+
+/// A bit for each byte of `word` that is 0.
+#[cfg_attr(target_arch = "x86_64", allow(dead_code, reason = "the processor has a better way"))]
+#[inline(always)]
+fn zeros(word: u64) -> u32 {
+    let high = !(((word & !HIGH_BITS) + !HIGH_BITS) | word) & HIGH_BITS;
+    // Brings the highest bit of each byte together in the highest byte.
+    ((high >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32
+}
+
+impl Group {
+    fn empty() -> Self {
+        Self { tags: [const { AtomicU64::new(0) }; 2], slots: [const { AtomicU32::new(0) }; LANES] }
+    }
+
+    #[inline(always)]
+    fn tags(&self, ordering: Ordering) -> [u64; 2] {
+        [self.tags[0].load(ordering), self.tags[1].load(ordering)]
+    }
+
+    /// The first slot with this tag that `is_it`, with its lane; or how many entries went past.
+    #[inline(always)]
+    fn find(&self, tag: u8, mut is_it: impl FnMut(u32) -> bool) -> Result<(u32, u8), u64> {
+        // Acquire: the number of the slot was stored before the tag.
+        let tags = self.tags(Acquire);
+        let mut found = matches(tags, tag);
+        while found != 0 {
+            let lane = found.trailing_zeros();
+            // Acquire: the entry was stored before the number of its slot.
+            #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
+            let slot = self.slots[lane as usize].load(Acquire);
+            if is_it(slot) {
+                return Ok((slot, lane as u8));
+            }
+            found &= found - 1;
+        }
+        Err(tags[1] >> PAST_SHIFT & STUCK)
+    }
+
+    fn empty_lane(&self) -> Option<usize> {
+        let empty = matches(self.tags(Relaxed), 0);
+        (empty != 0).then(|| empty.trailing_zeros() as usize)
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
+    fn set(&self, lane: usize, tag: u8, slot: u32) {
+        self.slots[lane].store(slot, Release);
+        self.set_tag(lane, tag);
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
+    fn set_tag(&self, lane: usize, tag: u8) {
+        let (word, shift) = (&self.tags[lane / LANES_IN_WORD], lane % LANES_IN_WORD * 8);
+        let rest = word.load(Relaxed) & !(0xFF << shift);
+        word.store(rest | u64::from(tag) << shift, Release);
+    }
+
+    /// Counts an entry that goes past, or does no longer.
+    fn count_past(&self, is_more: bool) {
+        let [_, word] = &self.tags;
+        let all = word.load(Relaxed);
+        if all >> PAST_SHIFT & STUCK != STUCK {
+            let one = 1 << PAST_SHIFT;
+            word.store(if is_more { all + one } else { all - one }, Release);
+        }
+    }
+}
+
+impl IndexReader {
+    /// The slot that `is_it`, among those whose key may have this hash.
+    #[inline(always)]
+    pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let (table, groups) = self.table();
+        let (mut group, tag) = (home(hash, groups), tag(hash));
+        loop {
+            // SAFETY: the number is below that of the groups, and the table is not freed while
+            // the epoch is pinned, or the lock held, in which it was loaded.
+            match unsafe { &*table.add(group as usize) }.find(tag, &mut is_it) {
+                Ok((slot, _)) => return Some(slot),
+                Err(0) => return None,
+                Err(_) => group = next(group, groups),
+            }
+        }
+    }
+
+    /// Asks for the line that [`IndexReader::find`] will read first.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        let (table, groups) = self.table();
+        crate::prefetch::line(table.wrapping_add(home(hash, groups) as usize));
+    }
+
+    #[inline(always)]
+    fn table(&self) -> (*const Group, u32) {
+        let table = self.table.load(Acquire);
+        let size = Size((table.addr() & 63) as u8);
+        (table.map_addr(|address| address & !63), size.groups())
+    }
+}
+
+#[inline(always)]
+fn next(group: u32, groups: u32) -> u32 {
+    if group + 1 == groups { 0 } else { group + 1 }
+}
+
+/// The index of a shard, for the one who has its lock.
+pub(crate) struct Index {
+    groups: Box<[Group]>,
+    size: Size,
+    len: u32,
+}
+
+impl Index {
+    /// An empty index, and what readers see of it.
+    pub(crate) fn new() -> (Self, IndexReader) {
+        let index = Self::with_size(Size(0));
+        let reader = IndexReader { table: AtomicPtr::new(ptr::null_mut()) };
+        index.publish(&reader);
+        (index, reader)
+    }
+
+    /// Begins anew with an empty index. Returns the table that readers may still be in.
+    pub(crate) fn renew(&mut self, reader: &IndexReader) -> Self {
+        let index = Self::with_size(Size(0));
+        index.publish(reader);
+        mem::replace(self, index)
+    }
+
+    fn with_size(size: Size) -> Self {
+        Self { groups: (0..size.groups()).map(|_| Group::empty()).collect(), size, len: 0 }
+    }
+
+    fn publish(&self, reader: &IndexReader) {
+        let table = self.groups.as_ptr().cast_mut();
+        reader.table.store(table.map_addr(|address| address | usize::from(self.size.0)), Release);
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The most entries that any index can have.
+    pub(crate) fn max_len() -> u32 {
+        Size::MAX.entries()
+    }
+
+    /// The slot that `is_it`, with its place.
+    pub(crate) fn find(
+        &self,
+        hash: u32,
+        mut is_it: impl FnMut(u32) -> bool,
+    ) -> Option<(u32, Place)> {
+        let tag = tag(hash);
+        let mut group = home(hash, self.size.groups());
+        loop {
+            match self.group(group).find(tag, &mut is_it) {
+                Ok((slot, lane)) => return Some((slot, Place { group, lane })),
+                Err(0) => return None,
+                Err(_) => group = next(group, self.size.groups()),
+            }
+        }
+    }
+
+    /// Puts another slot in the place of one with the same key.
+    #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
+    pub(crate) fn replace(&self, place: Place, slot: u32) {
+        self.group(place.group).slots[usize::from(place.lane)].store(slot, Release);
+    }
+
+    /// Adds a slot. There has to be room: see [`Index::grow`].
+    pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
+        let mut group = home(hash, self.size.groups());
+        loop {
+            if let Some(lane) = self.group(group).empty_lane() {
+                self.group(group).set(lane, tag(hash), slot);
+                self.len += 1;
+                return;
+            }
+            self.group(group).count_past(true);
+            group = next(group, self.size.groups());
+        }
+    }
+
+    pub(crate) fn remove(&mut self, hash: u32, place: Place) {
+        self.group(place.group).set_tag(usize::from(place.lane), 0);
+        let mut group = home(hash, self.size.groups());
+        while group != place.group {
+            self.group(group).count_past(false);
+            group = next(group, self.size.groups());
+        }
+        self.len -= 1;
+    }
+
+    /// Makes room for one more entry, if there is none: `hash_of` tells the hash of a slot. The
+    /// index grows by three quarters, but not beyond the entries that are `expected`, as long as
+    /// there are no more; then by a quarter. Returns the table that readers may still be in.
+    pub(crate) fn grow(
+        &mut self,
+        reader: &IndexReader,
+        expected: u32,
+        hash_of: impl Fn(u32) -> u32,
+    ) -> Option<Self> {
+        if self.len < self.size.entries() {
+            return None;
+        }
+        let more = Size((self.size.0 + 3).min(Size::MAX.0));
+        let next = Size((self.size.0 + 1).min(Size::MAX.0));
+        let mut grown = Self::with_size(more.min(Size::for_entries(expected)).max(next));
+        for slot in self.slots() {
+            grown.insert(hash_of(slot), slot);
+        }
+        grown.publish(reader);
+        Some(mem::replace(self, grown))
+    }
+
+    /// The slots in the index, in no order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
+        self.groups.iter().flat_map(|group| {
+            group.slots.iter().enumerate().filter_map(|(lane, slot)| {
+                let word = group.tags.get(lane / LANES_IN_WORD)?.load(Relaxed);
+                (word >> (lane % LANES_IN_WORD * 8) & 0xFF != 0).then(|| slot.load(Relaxed))
+            })
+        })
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "groups are below their number")]
+    fn group(&self, group: u32) -> &Group {
+        &self.groups[group as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lanes_with_a_tag_are_found_and_no_other() {
+        for (word, expected) in [(0, 0xFF), (u64::MAX, 0), (0x00FF_0100_8000_0001, 0b1001_0110)] {
+            assert_eq!(zeros(word), expected, "{word:#x}");
+        }
+        let tags = [0x0102_0001_0100_0101, 0xFFFF_FFFF_0001_0200];
+        assert_eq!(matches(tags, 1), 0b0100_1001_1011);
+        assert_eq!(matches(tags, 0), 0b1001_0010_0100);
+        assert_eq!(matches(tags, 0xFF), 0);
+    }
+
+    #[test]
+    fn a_group_is_a_cache_line() {
+        assert_eq!((size_of::<Group>(), align_of::<Group>()), (64, 64));
+    }
+
+    #[test]
+    fn sizes_grow_by_a_quarter_at_most() {
+        for size in 0..Size::MAX.0 {
+            let (size, next) = (Size(size), Size(size + 1));
+            assert!(next > size && next.groups() * 4 <= size.groups() * 5);
+        }
+        assert_eq!(Size::for_entries(0), Size(0));
+        for entries in [1, 40, 41, 1_000, 123_456] {
+            assert!(Size::for_entries(entries).entries() >= entries);
+        }
+    }
+
+    #[test]
+    fn what_is_inserted_is_found_until_it_is_removed() {
+        let (mut index, reader) = Index::new();
+        // Many hashes are alike, so that groups overflow.
+        let hash = |slot: u32| slot.wrapping_mul(0x9E_3779) % 977 * 16_411 & 0xFF_FFFF;
+        let mut old = Vec::new();
+        let count = 20_000;
+        for slot in 0..count {
+            old.extend(index.grow(&reader, 19_000, hash));
+            index.insert(hash(slot), slot);
+        }
+        let found = |index: &Index, slot| {
+            let by_reader = reader.find(hash(slot), |found| found == slot);
+            let by_writer = index.find(hash(slot), |found| found == slot);
+            assert_eq!(by_reader, by_writer.map(|(slot, _)| slot));
+            by_writer.map(|(_, place)| place)
+        };
+        assert!((0..count).all(|slot| found(&index, slot).is_some()));
+        for slot in (0..count).filter(|slot| slot % 3 != 0) {
+            let place = found(&index, slot).unwrap();
+            index.remove(hash(slot), place);
+        }
+        for slot in 0..count {
+            assert_eq!(found(&index, slot).is_some(), slot % 3 == 0);
+        }
+        let mut left: Vec<u32> = index.slots().collect();
+        left.sort_unstable();
+        assert!(left.into_iter().eq((0..count).step_by(3)));
+    }
+
+    #[test]
+    fn entries_that_went_past_are_forgotten_when_all_are_gone() {
+        let (mut index, _reader) = Index::new();
+        for slot in 0..40 {
+            index.insert(7, slot);
+        }
+        for slot in 0..40 {
+            let (_, place) = index.find(7, |found| found == slot).unwrap();
+            index.remove(7, place);
+        }
+        assert!(
+            index
+                .groups
+                .iter()
+                .all(|group| { group.tags.iter().all(|word| word.load(Relaxed) == 0) })
+        );
+    }
+}

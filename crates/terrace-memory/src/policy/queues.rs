@@ -1,0 +1,512 @@
+//! Queues: a window of new entries, the main part, and what is known of keys that are gone.
+//!
+//! The orders built on this differ in nothing but the [`Rule`] by which an entry that has come to
+//! the end of the window stays or leaves.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use super::ghost::Ghost;
+use super::sketch::Sketch;
+use super::{Entries, MOST_USES};
+
+#[cfg(test)]
+pub(crate) mod model;
+
+/// A FIFO window and, for entries that have proved themselves, a CLOCK whose hand goes over the
+/// slots in the order of their numbers: the main part has no links.
+///
+/// Inserting, and on average evicting, takes constant time. Removing or replacing an entry that is
+/// still in the window searches the window, which is small.
+pub(crate) struct Queues {
+    window: VecDeque<u32>,
+    window_cost: u64,
+    main: u32,
+    main_cost: u64,
+    /// The slot at which the search for the next victim begins.
+    hand: u32,
+    ghost: Ghost,
+    /// Only there for rules that ask it.
+    sketch: Option<Sketch>,
+    random: u64,
+    /// What the shard could hold when it was full last.
+    limit: u64,
+    /// Whether an entry was evicted, or should have been, since the last one came.
+    is_full: bool,
+}
+
+/// Who may pass from the window to the main part when the shard is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Whoever was used while in the window, a tenth of the shard. Who comes back soon after
+    /// leaving the window goes to the main part at once.
+    S3Fifo,
+    /// Whoever was used more often of late than the entry that would have to leave for it.
+    TinyLfu {
+        /// The size of the window in hundredths of the shard; from 1 to 99.
+        window: u8,
+    },
+}
+
+/// In the window; see [`Entries::region`].
+const WINDOW: u8 = 1;
+/// In the main part.
+const MAIN: u8 = 2;
+
+impl Queues {
+    /// For a shard of so many entries.
+    pub(crate) fn new(entries: usize, with_sketch: bool) -> Self {
+        Self {
+            window: VecDeque::new(),
+            window_cost: 0,
+            main: 0,
+            main_cost: 0,
+            hand: 0,
+            ghost: Ghost::new(entries),
+            sketch: with_sketch.then(|| Sketch::new(entries)),
+            random: 0x9e37_79b9_7f4a_7c15,
+            limit: 0,
+            is_full: false,
+        }
+    }
+
+    pub(crate) fn insert(&mut self, entries: &impl Entries, slot: u32, rule: Rule) {
+        let (hash, cost) = (entries.hash(slot), entries.cost(slot));
+        self.count(hash, 1);
+        let is_known = self.ghost.take(hash);
+        if !mem::take(&mut self.is_full) {
+            self.overflow(entries, cost, rule);
+        }
+        if is_known && rule == Rule::S3Fifo {
+            self.enter_main(entries, slot, cost);
+        } else {
+            entries.set_region(slot, WINDOW);
+            self.window.push_back(slot);
+            self.window_cost += cost;
+        }
+    }
+
+    /// `new` takes the place of `old`. Searches the window if they are in there.
+    pub(crate) fn replace(&mut self, entries: &impl Entries, old: u32, new: u32) {
+        let region = entries.region(old);
+        let (less, more) = (entries.cost(old), entries.cost(new));
+        if region == MAIN {
+            self.main_cost = self.main_cost - less + more;
+        } else if let Some(place) = self.window.iter_mut().find(|slot| **slot == old) {
+            *place = new;
+            self.window_cost = self.window_cost - less + more;
+        }
+        entries.set_region(old, 0);
+        entries.set_region(new, region);
+        entries.set_uses(new, (entries.uses(old) + 1).min(MOST_USES));
+    }
+
+    /// Searches the window if the entry is in there.
+    pub(crate) fn remove(&mut self, entries: &impl Entries, slot: u32) {
+        if entries.region(slot) == MAIN {
+            self.leave_main(entries, slot);
+        } else if let Some(at) = self.window.iter().position(|&found| found == slot) {
+            self.window.remove(at);
+            self.window_cost -= entries.cost(slot);
+            entries.set_region(slot, 0);
+        }
+    }
+
+    pub(crate) fn evict(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
+        self.limit = limit;
+        self.is_full = true;
+        let target = rule.window(limit);
+        let mut is_shrunk = false;
+        let mut has_victims = self.main > 0;
+        loop {
+            if self.window_cost < target && has_victims {
+                match self.victim(entries) {
+                    Some(victim) => return Some(self.evict_main(entries, victim)),
+                    // All pinned.
+                    None => has_victims = false,
+                }
+                continue;
+            }
+            let candidate = self.pop_window(entries)?;
+            if entries.is_pinned(candidate) {
+                self.enter_main(entries, candidate, entries.cost(candidate));
+                continue;
+            }
+            let (hash, uses) = (entries.hash(candidate), entries.uses(candidate));
+            self.count(hash, uses);
+            if !has_victims {
+                return Some(self.evict_candidate(entries, candidate, hash));
+            }
+            match rule {
+                Rule::S3Fifo if uses > 0 => self.promote(entries, candidate),
+                Rule::S3Fifo => return Some(self.evict_candidate(entries, candidate, hash)),
+                // After a change of the rule, the window shrinks to its size by one entry per call.
+                Rule::TinyLfu { .. }
+                    if self.window_cost / 2 >= target && !mem::replace(&mut is_shrunk, true) =>
+                {
+                    self.promote(entries, candidate);
+                }
+                Rule::TinyLfu { .. } => {
+                    let victim = self.victim(entries);
+                    if let Some(victim) = victim
+                        && self.is_preferred(hash, entries.hash(victim))
+                    {
+                        self.promote(entries, candidate);
+                        return Some(self.evict_main(entries, victim));
+                    }
+                    return Some(self.evict_candidate(entries, candidate, hash));
+                }
+            }
+        }
+    }
+
+    /// Adapts the memory of keys that are gone to a shard of so many entries; a little of what
+    /// was learned may be lost.
+    pub(crate) fn expect(&mut self, entries: usize) {
+        self.ghost.resize(entries);
+        if let Some(sketch) = &mut self.sketch {
+            sketch.resize(entries);
+        }
+    }
+
+    /// Forgets the entries, but not what is known of their keys.
+    pub(crate) fn clear(&mut self) {
+        self.window = VecDeque::new();
+        (self.window_cost, self.main, self.main_cost, self.hand) = (0, 0, 0, 0);
+        self.is_full = false;
+    }
+
+    pub(crate) fn validate(&self, entries: &impl Entries, slots: &[u32]) {
+        let of = |region| slots.iter().filter(move |&&slot| entries.region(slot) == region);
+        let cost = |region| of(region).map(|&slot| entries.cost(slot)).sum::<u64>();
+        let (mut held, mut noted) =
+            (self.window.clone(), of(WINDOW).copied().collect::<VecDeque<u32>>());
+        held.make_contiguous().sort_unstable();
+        noted.make_contiguous().sort_unstable();
+        assert_eq!(held, noted, "the window is not what the entries say");
+        assert_eq!(self.main as usize, of(MAIN).count(), "the main part is miscounted");
+        assert_eq!(slots.len(), held.len() + self.main as usize, "an entry is in no queue");
+        assert_eq!(self.window_cost, cost(WINDOW), "the costs of the window do not add up");
+        assert_eq!(self.main_cost, cost(MAIN), "the costs of the main part do not add up");
+    }
+
+    /// While there is room, what exceeds the window passes to the main part without contest. Two
+    /// at most, so that no call has to move a whole window after a change of the rule.
+    fn overflow(&mut self, entries: &impl Entries, cost: u64, rule: Rule) {
+        let total = self.window_cost + self.main_cost + cost;
+        let target = rule.window(total.max(self.limit));
+        for _ in 0..2 {
+            if self.window_cost + cost <= target {
+                return;
+            }
+            let Some(oldest) = self.pop_window(entries) else { return };
+            self.promote(entries, oldest);
+        }
+    }
+
+    /// The next unpinned entry of the main part that was not used since the hand passed it. The
+    /// hand stays there.
+    ///
+    /// Every step lowers a count, so that after a few rounds one is found even if all are used.
+    fn victim(&mut self, entries: &impl Entries) -> Option<u32> {
+        let slots = entries.slots();
+        let mut used = None;
+        for _ in 0..=MOST_USES {
+            for _ in 0..slots {
+                if self.hand >= slots {
+                    self.hand = 0;
+                }
+                let slot = self.hand;
+                if entries.region(slot) == MAIN && !entries.is_pinned(slot) {
+                    let uses = entries.uses(slot);
+                    if uses == 0 {
+                        return Some(slot);
+                    }
+                    entries.set_uses(slot, uses - 1);
+                    self.count(entries.hash(slot), 1);
+                    used = Some(slot);
+                }
+                self.hand += 1;
+            }
+            used?;
+        }
+        // Readers were faster than the hand.
+        used
+    }
+
+    /// Whether the candidate was used more often than the victim. Now and then a candidate that
+    /// was used often enough wins anyhow, so that nobody can make a victim win forever by keys
+    /// that share its counters.
+    fn is_preferred(&mut self, candidate: u32, victim: u32) -> bool {
+        let Some(sketch) = &self.sketch else { return false };
+        let uses = sketch.estimate(candidate);
+        uses > sketch.estimate(victim) || uses > 5 && self.random() & 127 == 0
+    }
+
+    /// A step of xorshift.
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    fn count(&mut self, hash: u32, uses: u8) {
+        if let Some(sketch) = &mut self.sketch {
+            for _ in 0..uses {
+                sketch.add(hash);
+            }
+        }
+    }
+
+    fn pop_window(&mut self, entries: &impl Entries) -> Option<u32> {
+        let slot = self.window.pop_front()?;
+        self.window_cost -= entries.cost(slot);
+        Some(slot)
+    }
+
+    /// Passes an entry from the window to the main part, where it has to be used anew.
+    fn promote(&mut self, entries: &impl Entries, slot: u32) {
+        entries.set_uses(slot, 0);
+        self.enter_main(entries, slot, entries.cost(slot));
+    }
+
+    fn enter_main(&mut self, entries: &impl Entries, slot: u32, cost: u64) {
+        entries.set_region(slot, MAIN);
+        self.main += 1;
+        self.main_cost += cost;
+    }
+
+    fn leave_main(&mut self, entries: &impl Entries, slot: u32) {
+        entries.set_region(slot, 0);
+        self.main -= 1;
+        self.main_cost -= entries.cost(slot);
+    }
+
+    fn evict_candidate(&mut self, entries: &impl Entries, slot: u32, hash: u32) -> u32 {
+        entries.set_region(slot, 0);
+        self.ghost.push(hash);
+        slot
+    }
+
+    fn evict_main(&mut self, entries: &impl Entries, slot: u32) -> u32 {
+        self.leave_main(entries, slot);
+        // The slot may be given to a new entry, whose turn is when the hand comes round.
+        self.hand = slot + 1;
+        slot
+    }
+}
+
+impl Rule {
+    /// The rule as one byte, for an atomic; [`Rule::of`] undoes it.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::S3Fifo => 0,
+            Self::TinyLfu { window } => window,
+        }
+    }
+
+    /// The rule that has this code.
+    pub(crate) fn of(code: u8) -> Self {
+        if code == 0 { Self::S3Fifo } else { Self::TinyLfu { window: code } }
+    }
+
+    /// The cost that the window should have in a shard that can hold `limit`.
+    fn window(self, limit: u64) -> u64 {
+        let hundredths = match self {
+            Self::S3Fifo => 10,
+            Self::TinyLfu { window } => u64::from(window),
+        };
+        (limit.saturating_mul(hundredths) / 100).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::Table;
+
+    const SMALL: Rule = Rule::TinyLfu { window: 1 };
+    const LARGE: Rule = Rule::TinyLfu { window: 20 };
+
+    /// Queues with their entries, each of which costs 1.
+    struct Shard {
+        queues: Queues,
+        table: Table,
+        rule: Rule,
+    }
+
+    impl Shard {
+        fn new(rule: Rule) -> Self {
+            Self { queues: Queues::new(100, true), table: Table::default(), rule }
+        }
+
+        fn filled(rule: Rule) -> Self {
+            let mut shard = Self::new(rule);
+            for key in 0..100 {
+                shard.add(key);
+            }
+            shard
+        }
+
+        fn add(&mut self, key: u32) -> u32 {
+            let slot = self.table.add(key.wrapping_mul(0x9e37_79b9) >> 8, 1, false);
+            self.queues.insert(&self.table, slot, self.rule);
+            self.queues.validate(&self.table, &self.table.taken());
+            slot
+        }
+
+        fn evict(&mut self) -> Option<u32> {
+            let victim = self.queues.evict(&self.table, 100, self.rule)?;
+            self.table.free(victim);
+            self.queues.validate(&self.table, &self.table.taken());
+            Some(victim)
+        }
+
+        fn pin(&mut self, is_pinned: bool) {
+            for slot in &mut self.table.slots {
+                slot.is_pinned = is_pinned;
+            }
+        }
+
+        fn sizes(&self) -> (usize, u32) {
+            (self.queues.window.len(), self.queues.main)
+        }
+    }
+
+    #[test]
+    fn a_shard_with_room_fills_both_parts() {
+        for (rule, sizes) in [(Rule::S3Fifo, (10, 90)), (SMALL, (1, 99)), (LARGE, (20, 80))] {
+            assert_eq!(Shard::filled(rule).sizes(), sizes);
+        }
+    }
+
+    #[test]
+    fn used_entries_outlive_a_scan() {
+        for rule in [Rule::S3Fifo, SMALL, LARGE] {
+            let mut shard = Shard::filled(rule);
+            for slot in 0..40 {
+                shard.table.set_uses(slot, 3);
+            }
+            for key in 1_000..1_300 {
+                assert!(shard.evict().is_some_and(|victim| victim >= 40));
+                shard.add(key);
+            }
+        }
+    }
+
+    #[test]
+    fn who_comes_back_soon_goes_to_the_main_part() {
+        let mut shard = Shard::filled(Rule::S3Fifo);
+        let oldest = shard.evict().unwrap();
+        let slot = shard.add(oldest);
+        assert_eq!(shard.table.region(slot), MAIN);
+        // But not once more for the same reason.
+        shard.queues.remove(&shard.table, slot);
+        shard.table.free(slot);
+        let slot = shard.add(oldest);
+        assert_eq!(shard.table.region(slot), WINDOW);
+    }
+
+    #[test]
+    fn pinned_entries_stay_whatever_happens() {
+        for rule in [Rule::S3Fifo, SMALL, LARGE] {
+            let mut shard = Shard::filled(rule);
+            shard.pin(true);
+            assert_eq!(shard.evict(), None);
+            assert_eq!(shard.sizes(), (0, 100));
+            let slot = shard.add(100);
+            assert_eq!(shard.evict(), Some(slot));
+            shard.pin(false);
+            assert!(shard.evict().is_some());
+        }
+    }
+
+    #[test]
+    fn the_window_takes_its_size_after_a_change_of_the_rule() {
+        let mut shard = Shard::filled(LARGE);
+        let mut key = 1_000;
+        for (rule, sizes) in [(SMALL, 1..=2), (LARGE, 20..=20), (SMALL, 1..=2)] {
+            shard.rule = rule;
+            for _ in 0..100 {
+                shard.evict();
+                shard.add(key);
+                key += 1;
+            }
+            assert!(sizes.contains(&shard.sizes().0), "{:?} after {rule:?}", shard.sizes());
+        }
+    }
+
+    #[test]
+    fn a_call_ends_though_readers_are_faster_than_the_hand() {
+        /// Entries that are used again as soon as their uses are lowered.
+        struct Busy(Table);
+
+        impl Entries for Busy {
+            fn uses(&self, _slot: u32) -> u8 {
+                MOST_USES
+            }
+            fn set_uses(&self, _slot: u32, _uses: u8) {}
+            fn touched(&self, _slot: u32) -> u32 {
+                0
+            }
+            fn set_touched(&self, _slot: u32, _touched: u32) {}
+            fn hash(&self, slot: u32) -> u32 {
+                self.0.hash(slot)
+            }
+            fn cost(&self, _slot: u32) -> u64 {
+                1
+            }
+            fn expires(&self, _slot: u32) -> u64 {
+                u64::MAX
+            }
+            fn is_pinned(&self, _slot: u32) -> bool {
+                false
+            }
+            fn region(&self, slot: u32) -> u8 {
+                self.0.region(slot)
+            }
+            fn set_region(&self, slot: u32, region: u8) {
+                self.0.set_region(slot, region);
+            }
+            fn slots(&self) -> u32 {
+                self.0.slots()
+            }
+        }
+
+        for rule in [Rule::S3Fifo, SMALL, LARGE] {
+            let Shard { mut queues, table, .. } = Shard::filled(rule);
+            let busy = Busy(table);
+            let victims: std::collections::BTreeSet<u32> =
+                (0..100).map(|_| queues.evict(&busy, 100, rule).unwrap()).collect();
+            assert_eq!(victims.len(), 100);
+            assert_eq!(queues.evict(&busy, 100, rule), None);
+        }
+    }
+
+    #[test]
+    fn a_candidate_that_is_used_less_wins_seldom() {
+        let mut queues = Queues::new(100, true);
+        let (victim, warm, cold) = (0xff_0000, 0x80_0000, 0x10_0000);
+        queues.count(victim, 15);
+        queues.count(warm, 6);
+        queues.count(cold, 5);
+        let mut wins = |hash| (0..12_800).filter(|_| queues.is_preferred(hash, victim)).count();
+        assert!((50..200).contains(&wins(warm)), "{} wins", wins(warm));
+        assert_eq!(wins(cold), 0);
+        assert!(queues.is_preferred(victim, warm));
+    }
+
+    #[test]
+    fn codes_are_those_of_their_rules() {
+        for rule in [Rule::S3Fifo, SMALL, LARGE] {
+            assert_eq!(Rule::of(rule.code()), rule);
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_none_is_no_overflow() {
+        assert_eq!(LARGE.window(u64::MAX), u64::MAX / 100);
+        assert_eq!((LARGE.window(0), SMALL.window(99), SMALL.window(250)), (1, 1, 2));
+    }
+}
