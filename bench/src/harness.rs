@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::counting::{self, Counts};
 use crate::report::Record;
@@ -12,6 +12,9 @@ use crate::statistics::{FEWEST_ROUNDS, estimate, rounded};
 
 /// The engine that the others are compared with.
 pub const OURS: &str = "terrace";
+
+/// The same with everything on; it is [`OURS`] in cases of its own.
+pub const OURS_IN_FULL: &str = "terrace-full";
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -26,47 +29,82 @@ pub struct Metric {
 pub enum Better {
     Higher,
     Lower,
+    /// Higher, and what counts is by how many points.
+    HigherByPoints,
 }
 
 /// One comparison.
 #[derive(Clone, Copy, Debug)]
-pub struct Case {
+pub struct Case<'a> {
     pub suite: &'static str,
-    pub name: &'static str,
+    pub name: &'a str,
     /// Ratios are taken of the first; the others are reported beside it.
     pub metrics: &'static [Metric],
 }
 
-/// How long a case may go on.
+impl Case<'_> {
+    /// Whether what counts is a difference, and not a ratio.
+    #[must_use]
+    pub fn by_points(&self) -> bool {
+        self.metrics.first().is_some_and(|metric| metric.better == Better::HigherByPoints)
+    }
+}
+
+/// How long cases may go on.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Rounds are added until this much time has passed; [`FEWEST_ROUNDS`] run whatever it is.
+    /// Rounds are added until this much time has passed.
     pub time: Duration,
+    /// So many run whatever it is.
+    pub fewest_rounds: usize,
     pub most_rounds: usize,
 }
 
 impl Pace {
     #[must_use]
     pub fn new(time: Duration) -> Self {
-        Self { time, most_rounds: 200 }
+        Self { time, fewest_rounds: FEWEST_ROUNDS, most_rounds: 200 }
+    }
+
+    /// One round: for what does not differ between them, or takes too long.
+    #[must_use]
+    pub fn once() -> Self {
+        Self { time: Duration::ZERO, fewest_rounds: 1, most_rounds: 1 }
     }
 }
+
+/// What an engine measured in a round: for each case, a number for each metric.
+pub type Sample = Vec<Vec<f64>>;
 
 /// What takes part.
 pub struct Engine<'a> {
     pub name: &'static str,
     pub version: &'static str,
-    measure: Box<dyn FnMut() -> Result<Vec<f64>> + 'a>,
+    measure: Box<dyn FnMut() -> Result<Sample> + 'a>,
 }
 
 impl<'a> Engine<'a> {
-    /// `measure` runs one round and returns a number for each metric of the case.
+    /// `measure` runs one round of one case and returns a number for each of its metrics.
     pub fn new(
         name: &'static str,
         version: &'static str,
-        measure: impl FnMut() -> Result<Vec<f64>> + 'a,
+        mut measure: impl FnMut() -> Result<Vec<f64>> + 'a,
+    ) -> Self {
+        Self::of_cases(name, version, move || Ok(vec![measure()?]))
+    }
+
+    /// `measure` runs one round of all cases.
+    pub fn of_cases(
+        name: &'static str,
+        version: &'static str,
+        measure: impl FnMut() -> Result<Sample> + 'a,
     ) -> Self {
         Self { name, version, measure: Box::new(measure) }
+    }
+
+    /// Takes no part, for a reason.
+    pub fn out(name: &'static str, version: &'static str, reason: &'static str) -> Self {
+        Self::of_cases(name, version, move || bail!(reason))
     }
 }
 
@@ -78,49 +116,102 @@ pub struct Outcome {
     pub rounds: Option<usize>,
 }
 
-/// Runs `engines` against each other.
-///
-/// An engine that fails is out from there on, and reported as skipped.
-pub fn compare(case: &Case, mut engines: Vec<Engine<'_>>, pace: Pace) -> Outcome {
-    let mut samples: Vec<Result<Vec<Vec<f64>>>> = engines.iter().map(|_| Ok(Vec::new())).collect();
-    let begun = Instant::now();
-    let mut rounds = 0;
-    while rounds < FEWEST_ROUNDS || (rounds < pace.most_rounds && begun.elapsed() < pace.time) {
-        for index in order(rounds, engines.len()) {
-            let Ok(so_far) = &mut samples[index] else { continue };
-            match (engines[index].measure)() {
-                Ok(sample) => so_far.push(sample),
-                Err(error) => samples[index] = Err(error),
+/// Runs `engines` against each other in one case.
+pub fn compare(case: &Case<'_>, engines: Vec<Engine<'_>>, pace: Pace) -> Outcome {
+    Rounds::run(engines, pace).outcome(case, 0, OURS)
+}
+
+/// What engines measured, all of them in each of the rounds.
+#[derive(Debug)]
+pub struct Rounds {
+    pub count: usize,
+    pub engines: Vec<Measured>,
+}
+
+/// What one engine measured.
+#[derive(Debug)]
+pub struct Measured {
+    pub name: &'static str,
+    pub version: &'static str,
+    /// Of each round; or why there is nothing.
+    pub samples: Result<Vec<Sample>>,
+}
+
+impl Rounds {
+    /// Runs `engines` in turns. One that fails is out from there on.
+    pub fn run(mut engines: Vec<Engine<'_>>, pace: Pace) -> Self {
+        let mut samples: Vec<Result<Vec<Sample>>> =
+            engines.iter().map(|_| Ok(Vec::new())).collect();
+        let begun = Instant::now();
+        let mut count = 0;
+        while count < pace.fewest_rounds
+            || (count < pace.most_rounds && begun.elapsed() < pace.time)
+        {
+            for index in order(count, engines.len()) {
+                let Ok(so_far) = &mut samples[index] else { continue };
+                match (engines[index].measure)() {
+                    Ok(sample) => so_far.push(sample),
+                    Err(error) => samples[index] = Err(error),
+                }
+            }
+            count += 1;
+            if samples.iter().all(Result::is_err) {
+                break;
             }
         }
-        rounds += 1;
-        if samples.iter().all(Result::is_err) {
-            break;
-        }
+        let measured = |(engine, samples): (Engine<'_>, _)| Measured {
+            name: engine.name,
+            version: engine.version,
+            samples,
+        };
+        Self { count, engines: engines.into_iter().zip(samples).map(measured).collect() }
     }
 
-    let mut records = Vec::new();
-    for (engine, samples) in engines.iter().zip(&samples) {
-        match samples {
-            Ok(samples) => values(case, engine, samples, &mut records),
-            Err(error) => {
-                records.push(Record::skipped(case, engine.name, engine.version, error));
+    /// What came of the case that is the `at`th of each sample, the engine named `ours` being
+    /// ours. Other forms of ours are left out.
+    #[must_use]
+    pub fn outcome(&self, case: &Case<'_>, at: usize, ours: &str) -> Outcome {
+        let is_in = |name| name == ours || (name != OURS && name != OURS_IN_FULL);
+        let engines: Vec<_> = self.engines.iter().filter(|engine| is_in(engine.name)).collect();
+        let mut records = Vec::new();
+        for engine in &engines {
+            let name = if engine.name == ours { OURS } else { engine.name };
+            match &engine.samples {
+                Ok(samples) => values(case, name, engine.version, samples, at, &mut records),
+                Err(error) => records.push(Record::skipped(case, name, engine.version, error)),
             }
         }
-    }
-    let of = |name| engines.iter().position(|engine| engine.name == name);
-    if let Some(ours) = of(OURS)
-        && let Ok(ours) = &samples[ours]
-    {
-        for (engine, theirs) in engines.iter().zip(&samples) {
-            if engine.name != OURS
-                && let Ok(theirs) = theirs
-            {
-                records.extend(ratio(case, engine.name, ours, theirs));
+        if let Some(samples) = self.samples_of(ours) {
+            for engine in engines {
+                if engine.name != ours
+                    && let Ok(theirs) = &engine.samples
+                {
+                    records.extend(ratio(case, engine.name, (samples, at), (theirs, at)));
+                }
             }
         }
+        Outcome { records, rounds: Some(self.count) }
     }
-    Outcome { records, rounds: Some(rounds) }
+
+    /// How ours did in the case that is the `at`th of each sample beside what itself did in
+    /// another, which is called `against`.
+    #[must_use]
+    pub fn beside_ourselves(
+        &self,
+        case: &Case<'_>,
+        at: usize,
+        other: usize,
+        ours: &str,
+        against: &str,
+    ) -> Option<Record> {
+        let samples = self.samples_of(ours)?;
+        ratio(case, against, (samples, at), (samples, other))
+    }
+
+    fn samples_of(&self, name: &str) -> Option<&[Sample]> {
+        let engine = self.engines.iter().find(|engine| engine.name == name)?;
+        engine.samples.as_deref().ok()
+    }
 }
 
 /// Everybody begins a round once before anybody does again; every second time the order is
@@ -134,12 +225,18 @@ fn order(round: usize, count: usize) -> Vec<usize> {
     order
 }
 
-fn values(case: &Case, engine: &Engine<'_>, samples: &[Vec<f64>], records: &mut Vec<Record>) {
+fn values(
+    case: &Case<'_>,
+    name: &str,
+    version: &str,
+    samples: &[Sample],
+    at: usize,
+    records: &mut Vec<Record>,
+) {
     for (index, metric) in case.metrics.iter().enumerate() {
-        let column = samples.iter().map(|sample| sample[index]).collect();
+        let column = samples.iter().filter_map(|sample| sample[at].get(index).copied()).collect();
         if let Some(found) = estimate(column) {
-            let value = rounded(found.median);
-            records.push(Record::value(case, engine.name, engine.version, *metric, value));
+            records.push(Record::value(case, name, version, *metric, rounded(found.median)));
         }
     }
 }
@@ -147,15 +244,20 @@ fn values(case: &Case, engine: &Engine<'_>, samples: &[Vec<f64>], records: &mut 
 /// The median of the ratios of the rounds, which is not the ratio of the medians: what slows
 /// the machine for a while slows a round as a whole.
 fn ratio(
-    case: &Case,
-    against: &'static str,
-    ours: &[Vec<f64>],
-    theirs: &[Vec<f64>],
+    case: &Case<'_>,
+    against: &str,
+    (ours, our_case): (&[Sample], usize),
+    (theirs, their_case): (&[Sample], usize),
 ) -> Option<Record> {
     let better = case.metrics.first()?.better;
-    let ratios = ours.iter().zip(theirs).map(|(ours, theirs)| match better {
-        Better::Higher => ours[0] / theirs[0],
-        Better::Lower => theirs[0] / ours[0],
+    let first = |sample: &Sample, case: usize| sample[case].first().copied();
+    let ratios = ours.iter().zip(theirs).filter_map(|(ours, theirs)| {
+        let (ours, theirs) = (first(ours, our_case)?, first(theirs, their_case)?);
+        Some(match better {
+            Better::Higher => ours / theirs,
+            Better::Lower => theirs / ours,
+            Better::HigherByPoints => ours - theirs,
+        })
     });
     let found = estimate(ratios.collect())?;
     Some(Record::ratio(case, against, found))
@@ -226,7 +328,7 @@ pub fn check_reads(missing: usize, of: usize, sum: u64, expected: u64) -> Result
 mod tests {
     use super::*;
 
-    const CASE: Case = Case {
+    const CASE: Case<'_> = Case {
         suite: "suite",
         name: "case",
         metrics: &[Metric { name: "ns", unit: "ns", better: Better::Lower }],
@@ -245,6 +347,38 @@ mod tests {
             panic!("no ratio: {:?}", outcome.records);
         };
         assert_eq!((*value, *low, *high, against.as_str()), (1.5, 1.5, 1.5, "other"));
+    }
+
+    #[test]
+    fn points_are_the_difference() {
+        const HITS: Metric = Metric { name: "hits", unit: "%", better: Better::HigherByPoints };
+        let case = Case { metrics: &[HITS], ..CASE };
+        let engines = vec![fixed(OURS, 48.5), fixed("other", 50.0)];
+        let outcome = compare(&case, engines, Pace::once());
+        let Some(Record::Ratio { metric, value, .. }) = outcome.records.last() else {
+            panic!("no points: {:?}", outcome.records);
+        };
+        assert_eq!((metric.as_str(), *value), ("points", -1.5));
+    }
+
+    #[test]
+    fn the_full_form_is_ours_in_its_case_and_absent_from_others() {
+        let engines = vec![fixed(OURS, 1.0), fixed(OURS_IN_FULL, 2.0), fixed("other", 4.0)];
+        let rounds = Rounds::run(engines, Pace::new(Duration::ZERO));
+        for (ours, expected) in [(OURS, 4.0), (OURS_IN_FULL, 2.0)] {
+            let outcome = rounds.outcome(&CASE, 0, ours);
+            let [
+                Record::Value { engine, .. },
+                Record::Value { .. },
+                Record::Ratio { value, engine: of, .. },
+            ] = outcome.records.as_slice()
+            else {
+                panic!("{:?}", outcome.records);
+            };
+            assert_eq!((engine.as_str(), of.as_str(), *value), (OURS, OURS, expected));
+        }
+        let itself = rounds.beside_ourselves(&CASE, 0, 0, OURS_IN_FULL, "itself");
+        assert!(matches!(itself, Some(Record::Ratio { value: 1.0, .. })));
     }
 
     #[test]

@@ -5,8 +5,12 @@
 pub mod counting;
 pub mod engines;
 pub mod harness;
+pub mod kind;
 pub mod load;
+pub mod optimal;
 pub mod report;
+pub mod simulator;
 pub mod statistics;
 pub mod suites;
+pub mod traces;
 pub mod versions;

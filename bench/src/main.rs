@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use terrace_bench::report::Report;
-use terrace_bench::suites::{LATER, Request, SUITES, Suite};
+use terrace_bench::suites::{LATER, Request, SUITES, Suite, hit_ratio};
 
 const USAGE: &str = "\
 Runs one suite: terrace beside other caches, on the same keys and values, interleaved in rounds.
 
     ./scripts/bench SUITE [OPTION]...
 
-    --quick         within a minute, instead of about five
+    --quick         within about a minute, instead of five to twenty
     --json          one JSON object a line on stdout, and nothing else there
     --only CASE     this case alone
     --html FILE     also a page with plots
@@ -51,12 +51,12 @@ fn main() -> ExitCode {
         return misused(&format!("there is no suite {name:?}"));
     };
     if let Some(only) = &arguments.only
-        && !suite.cases.contains(&only.as_str())
+        && !suite.may_have(only)
     {
         let cases = suite.cases.join(", ");
         return misused(&format!("{name} has no case {only:?}; its cases: {cases}"));
     }
-    if arguments.traces.is_some() {
+    if arguments.traces.is_some() && suite.name != hit_ratio::SUITE {
         return misused("traces are for hit-ratio");
     }
     match run(suite, arguments) {
@@ -77,7 +77,8 @@ fn run(suite: &Suite, arguments: Arguments) -> anyhow::Result<()> {
     if let Some(busy) = machine::busy() {
         eprintln!("note: others use {:.0} % of this machine: expect noise", 100.0 * busy);
     }
-    let request = Request { quick: arguments.is_quick, only: arguments.only };
+    let Arguments { is_quick: quick, only, traces, .. } = arguments;
+    let request = Request { quick, only, traces };
     let mut report = Report::new(title, arguments.is_json);
     (suite.run)(&request, &mut report)?;
     report.finish()?;

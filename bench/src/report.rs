@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::harness::{Case, Metric, OURS, Outcome};
 use crate::statistics::{Estimate, rounded};
 
+/// The metric of a comparison that is a difference and not a ratio.
+const POINTS: &str = "points";
+
 /// One line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -27,7 +30,8 @@ pub enum Record {
         value: f64,
         unit: String,
     },
-    /// Ours beside theirs, above 1 if ours is better: the median of the rounds and its interval.
+    /// Ours beside theirs, above 1 if ours is better, or in points above 0: the median of the
+    /// rounds and its interval.
     Ratio {
         suite: String,
         case: String,
@@ -51,7 +55,7 @@ pub enum Record {
 
 impl Record {
     #[must_use]
-    pub fn value(case: &Case, engine: &str, version: &str, metric: Metric, value: f64) -> Self {
+    pub fn value(case: &Case<'_>, engine: &str, version: &str, metric: Metric, value: f64) -> Self {
         Self::Value {
             suite: case.suite.into(),
             case: case.name.into(),
@@ -64,13 +68,13 @@ impl Record {
     }
 
     #[must_use]
-    pub fn ratio(case: &Case, against: &str, found: Estimate) -> Self {
+    pub fn ratio(case: &Case<'_>, against: &str, found: Estimate) -> Self {
         Self::Ratio {
             suite: case.suite.into(),
             case: case.name.into(),
             engine: OURS.into(),
             against: against.into(),
-            metric: "ratio".into(),
+            metric: if case.by_points() { POINTS } else { "ratio" }.into(),
             value: rounded(found.median),
             low: rounded(found.low),
             high: rounded(found.high),
@@ -78,7 +82,7 @@ impl Record {
     }
 
     #[must_use]
-    pub fn skipped(case: &Case, engine: &str, version: &str, error: &anyhow::Error) -> Self {
+    pub fn skipped(case: &Case<'_>, engine: &str, version: &str, error: &anyhow::Error) -> Self {
         Self::Skipped {
             suite: case.suite.into(),
             case: case.name.into(),
@@ -89,7 +93,8 @@ impl Record {
         }
     }
 
-    fn case(&self) -> &str {
+    #[must_use]
+    pub fn case(&self) -> &str {
         match self {
             Self::Value { case, .. } | Self::Ratio { case, .. } | Self::Skipped { case, .. } => {
                 case
@@ -102,16 +107,17 @@ impl Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Ahead,
-    /// The interval holds 1: this run does not tell.
+    /// The interval holds what is neither: this run does not tell.
     Level,
     Behind,
 }
 
 impl Verdict {
-    fn of(low: f64, high: f64) -> Self {
-        if low > 1.0 {
+    fn of(metric: &str, low: f64, high: f64) -> Self {
+        let neither = neither(metric);
+        if low > neither {
             Self::Ahead
-        } else if high < 1.0 {
+        } else if high < neither {
             Self::Behind
         } else {
             Self::Level
@@ -180,6 +186,11 @@ impl Report {
     }
 }
 
+/// Where a comparison is neither ahead nor behind.
+fn neither(metric: &str) -> f64 {
+    if metric == POINTS { 0.0 } else { 1.0 }
+}
+
 /// A number as people read it.
 fn shown(value: f64) -> String {
     let digits = match value.abs() {
@@ -216,7 +227,7 @@ mod tests {
     use super::*;
     use crate::harness::Better;
 
-    const CASE: Case = Case { suite: "memory", name: "hit", metrics: &[] };
+    const CASE: Case<'_> = Case { suite: "memory", name: "hit", metrics: &[] };
     const MOPS: Metric = Metric { name: "mops", unit: "Mops/s", better: Better::Higher };
 
     #[test]
@@ -237,10 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_around_one_is_no_verdict() {
-        assert_eq!(Verdict::of(1.01, 1.2), Verdict::Ahead);
-        assert_eq!(Verdict::of(0.9, 1.1), Verdict::Level);
-        assert_eq!(Verdict::of(0.8, 0.99), Verdict::Behind);
+    fn an_interval_around_what_is_neither_is_no_verdict() {
+        assert_eq!(Verdict::of("ratio", 1.01, 1.2), Verdict::Ahead);
+        assert_eq!(Verdict::of("ratio", 0.9, 1.1), Verdict::Level);
+        assert_eq!(Verdict::of("ratio", 0.8, 0.99), Verdict::Behind);
+        assert_eq!(Verdict::of(POINTS, 0.1, 0.2), Verdict::Ahead);
+        assert_eq!(Verdict::of(POINTS, -0.1, 0.2), Verdict::Level);
     }
 
     #[test]

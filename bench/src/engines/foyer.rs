@@ -1,12 +1,13 @@
 //! foyer's cache in memory: its builder with a capacity, its own hasher and number of shards,
-//! once with each of two policies, and with its own choice where it loads.
+//! once with each of three policies, and with its own choice where it loads.
 
 use std::convert::Infallible;
 
 use anyhow::Result;
-use foyer_memory::{Cache, CacheBuilder, LruConfig, S3FifoConfig};
+use foyer_memory::{Cache, CacheBuilder, LfuConfig, LruConfig, S3FifoConfig};
 
-use super::{Loading, Memory};
+use super::{Loading, Memory, Weighed};
+use crate::kind::{Kind, Sizes};
 use crate::load::{Source, User};
 use crate::versions;
 
@@ -16,9 +17,11 @@ fn version() -> &'static str {
 
 macro_rules! with_policy {
     ($engine:ident, $name:literal, $policy:ty) => {
-        pub struct $engine(Cache<u64, u64>);
+        pub struct $engine<K: Kind>(Cache<K::Key, K::Value>);
 
-        impl Memory for $engine {
+        impl<K: Kind> Memory for $engine<K> {
+            type Kind = K;
+
             const NAME: &'static str = $name;
 
             fn version() -> &'static str {
@@ -31,19 +34,34 @@ macro_rules! with_policy {
             }
 
             #[inline]
-            fn get(&self, key: u64) -> Option<u64> {
-                self.0.get(&key).map(|entry| *entry.value())
+            fn get(&self, key: &K::Key) -> Option<K::Value> {
+                self.0.get(key).map(|entry| entry.value().clone())
             }
 
             #[inline]
-            fn insert(&self, key: u64, value: u64) {
+            fn insert(&self, key: K::Key, value: K::Value) {
                 self.0.insert(key, value);
+            }
+
+            fn entries(&self) -> Option<usize> {
+                Some(self.0.entries())
+            }
+        }
+
+        impl Weighed for $engine<Sizes> {
+            fn with_bytes(bytes: u64, _: usize) -> Self {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                let cache = CacheBuilder::new(bytes)
+                    .with_eviction_config(<$policy>::default())
+                    .with_weighter(|_, size: &u32| *size as usize);
+                Self(cache.build())
             }
         }
     };
 }
 
 with_policy!(FoyerS3Fifo, "foyer-s3fifo", S3FifoConfig);
+with_policy!(FoyerLfu, "foyer-lfu", LfuConfig);
 with_policy!(FoyerLru, "foyer-lru", LruConfig);
 
 /// It hands out handles to its entries, so that a value needs no `Arc` of its own.

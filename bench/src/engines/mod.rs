@@ -7,30 +7,65 @@ pub mod moka;
 pub mod quick_cache;
 pub mod rwlock_hashmap;
 pub mod terrace;
+pub mod tinyufo;
 
 use std::future::Future;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
 
+use crate::kind::{Integers, Kind, Sizes};
 use crate::load::Source;
 
-/// A cache in memory, of integers.
+/// A cache in memory.
 pub trait Memory: Send + Sync + Sized {
+    type Kind: Kind;
+
     const NAME: &'static str;
 
     fn version() -> &'static str;
 
-    /// An empty cache that evicts nothing before it has so many entries.
+    /// An empty cache that evicts nothing before it has so many entries, and has not many more.
     fn with_room_for(entries: usize) -> Self;
 
-    fn get(&self, key: u64) -> Option<u64>;
+    fn get(&self, key: &Key<Self>) -> Option<Value<Self>>;
 
-    fn insert(&self, key: u64, value: u64);
+    /// Tells `see` what is under each of `keys`, by its place among them. One look-up after the
+    /// other, unless the engine has something better.
+    #[inline]
+    fn get_many(&self, keys: &[Key<Self>], mut see: impl FnMut(usize, Option<&Value<Self>>)) {
+        for (index, key) in keys.iter().enumerate() {
+            see(index, self.get(key).as_ref());
+        }
+    }
+
+    fn insert(&self, key: Key<Self>, value: Value<Self>);
 
     /// Does what the engine has put off.
     fn settle(&self) {}
+
+    /// How many entries there are, from engines that tell.
+    fn entries(&self) -> Option<usize>;
+}
+
+pub type Key<M> = <<M as Memory>::Kind as Kind>::Key;
+pub type Value<M> = <<M as Memory>::Kind as Kind>::Value;
+
+/// A cache in memory that is bounded in bytes.
+pub trait Weighed: Memory<Kind = Sizes> {
+    /// An empty cache for so many bytes, which are about so many entries.
+    fn with_bytes(bytes: u64, entries: usize) -> Self;
+}
+
+/// A cache in memory whose entries expire.
+pub trait Expiring: Memory<Kind = Integers> {
+    /// An empty cache that keeps each entry for so long.
+    fn with_ttl(entries: usize, ttl: Duration) -> Self;
+
+    /// Lets go of what has expired, where somebody has to say so.
+    fn sweep(&self) {}
 }
 
 /// An asynchronous cache that loads what is missing, once for all who wait.

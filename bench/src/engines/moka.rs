@@ -2,10 +2,13 @@
 //! to clone, as its documentation says; the look-up by reference that spares a clone of the key.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
+use moka::sync::Cache;
 
-use super::{Loading, Memory};
+use super::{Expiring, Loading, Memory, Weighed};
+use crate::kind::{Integers, Kind, Sizes};
 use crate::load::{Source, User};
 use crate::versions;
 
@@ -14,9 +17,11 @@ fn version() -> &'static str {
 }
 
 /// `moka::sync`.
-pub struct Moka(moka::sync::Cache<u64, u64>);
+pub struct Moka<K: Kind>(Cache<K::Key, K::Value>);
 
-impl Memory for Moka {
+impl<K: Kind> Memory for Moka<K> {
+    type Kind = K;
+
     const NAME: &'static str = "moka";
 
     fn version() -> &'static str {
@@ -24,21 +29,37 @@ impl Memory for Moka {
     }
 
     fn with_room_for(entries: usize) -> Self {
-        Self(moka::sync::Cache::builder().max_capacity(entries as u64).build())
+        Self(Cache::builder().max_capacity(entries as u64).build())
     }
 
     #[inline]
-    fn get(&self, key: u64) -> Option<u64> {
-        self.0.get(&key)
+    fn get(&self, key: &K::Key) -> Option<K::Value> {
+        self.0.get(key)
     }
 
     #[inline]
-    fn insert(&self, key: u64, value: u64) {
+    fn insert(&self, key: K::Key, value: K::Value) {
         self.0.insert(key, value);
     }
 
     fn settle(&self) {
         self.0.run_pending_tasks();
+    }
+
+    fn entries(&self) -> Option<usize> {
+        usize::try_from(self.0.entry_count()).ok()
+    }
+}
+
+impl Weighed for Moka<Sizes> {
+    fn with_bytes(bytes: u64, _: usize) -> Self {
+        Self(Cache::builder().max_capacity(bytes).weigher(|_, size| *size).build())
+    }
+}
+
+impl Expiring for Moka<Integers> {
+    fn with_ttl(entries: usize, ttl: Duration) -> Self {
+        Self(Cache::builder().max_capacity(entries as u64).time_to_live(ttl).build())
     }
 }
 

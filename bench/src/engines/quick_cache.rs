@@ -1,12 +1,14 @@
-//! quick_cache: `Cache::new`, its own hasher; `Arc` for values that are dear to clone.
+//! quick_cache: its constructor with a capacity, its own hasher; `Arc` for values that are dear to clone.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use anyhow::Result;
 use quick_cache::sync::Cache;
+use quick_cache::{UnitWeighter, Weighter};
 
-use super::{Loading, Memory};
+use super::{Loading, Memory, Weighed};
+use crate::kind::{Kind, Sizes};
 use crate::load::{Source, User};
 use crate::versions;
 
@@ -16,27 +18,56 @@ fn version() -> &'static str {
     versions::of("quick_cache")
 }
 
-pub struct QuickCache(Cache<u64, u64>);
+pub struct QuickCache<K: Kind, W = UnitWeighter>(Cache<K::Key, K::Value, W>);
 
-impl Memory for QuickCache {
+/// Bounded in bytes.
+pub type QuickCacheBytes = QuickCache<Sizes, BySize>;
+
+impl<K, W> Memory for QuickCache<K, W>
+where
+    K: Kind,
+    W: Weighter<K::Key, K::Value> + Clone + Default + Send + Sync,
+{
+    type Kind = K;
+
     const NAME: &'static str = NAME;
 
     fn version() -> &'static str {
         version()
     }
 
+    // What `Cache::new` does.
     fn with_room_for(entries: usize) -> Self {
-        Self(Cache::new(entries))
+        Self(Cache::with_weighter(entries, entries as u64, W::default()))
     }
 
     #[inline]
-    fn get(&self, key: u64) -> Option<u64> {
-        self.0.get(&key)
+    fn get(&self, key: &K::Key) -> Option<K::Value> {
+        self.0.get(key)
     }
 
     #[inline]
-    fn insert(&self, key: u64, value: u64) {
+    fn insert(&self, key: K::Key, value: K::Value) {
         self.0.insert(key, value);
+    }
+
+    fn entries(&self) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
+impl Weighed for QuickCacheBytes {
+    fn with_bytes(bytes: u64, entries: usize) -> Self {
+        Self(Cache::with_weighter(entries, bytes, BySize))
+    }
+}
+
+#[derive(Clone, Default)]
+pub struct BySize;
+
+impl Weighter<u64, u32> for BySize {
+    fn weight(&self, _: &u64, size: &u32) -> u64 {
+        (*size).into()
     }
 }
 

@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
 use super::Memory;
+use crate::kind::Kind;
 use crate::versions;
 
-pub struct RwLockHashMap(RwLock<HashMap<u64, u64>>);
+pub struct RwLockHashMap<K: Kind>(RwLock<HashMap<K::Key, K::Value>>);
 
-impl Memory for RwLockHashMap {
+impl<K: Kind> Memory for RwLockHashMap<K> {
+    type Kind = K;
+
     const NAME: &'static str = "rwlock-hashmap";
 
     fn version() -> &'static str {
@@ -21,12 +24,16 @@ impl Memory for RwLockHashMap {
     }
 
     #[inline]
-    fn get(&self, key: u64) -> Option<u64> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
+    fn get(&self, key: &K::Key) -> Option<K::Value> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     #[inline]
-    fn insert(&self, key: u64, value: u64) {
+    fn insert(&self, key: K::Key, value: K::Value) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, value);
+    }
+
+    fn entries(&self) -> Option<usize> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).len())
     }
 }

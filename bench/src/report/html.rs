@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Record, Verdict, distinct, shown, titled};
+use super::{POINTS, Record, Verdict, distinct, neither, shown, titled};
 use crate::harness::OURS;
 
 /// Where labels end and plots begin, how wide plots are, and how high a row is.
@@ -29,7 +29,8 @@ pub(super) fn page(title: &str, records: &[Record]) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n\
          <style>{STYLE}</style>\n<h1>{title}</h1>\n\
-         <p>Medians of the rounds. A ratio above 1 means that terrace is better; \
+         <p>Medians of the rounds. A ratio above 1, or points above 0, mean that terrace is \
+         better; \
          its line is the 95&nbsp;% interval.</p>\n"
     );
     for case in distinct(records.iter().map(Record::case)) {
@@ -87,34 +88,40 @@ fn bars(page: &mut String, name: &str, records: &[&Record]) {
     page.push_str("</svg>\n");
 }
 
-/// On a scale of powers, so that twice as fast and half as fast are equally far from 1.
+/// Ratios are on a scale of powers, so that twice as fast and half as fast are equally far from 1.
 fn ratios(page: &mut String, records: &[&Record]) {
     let rows: Vec<_> = records
         .iter()
         .filter_map(|record| match record {
-            Record::Ratio { against, value, low, high, .. } => Some((against, *value, *low, *high)),
+            Record::Ratio { against, metric, value, low, high, .. } => {
+                Some((against, metric.as_str(), *value, *low, *high))
+            }
             _ => None,
         })
         .collect();
-    if rows.is_empty() {
+    let Some(&(_, metric, ..)) = rows.first() else {
         return;
-    }
-    let logarithm = |ratio: f64| ratio.max(1e-3).ln();
-    let first = rows.iter().map(|(_, _, low, _)| logarithm(*low)).fold(-0.1, f64::min);
-    let last = rows.iter().map(|(_, _, _, high)| logarithm(*high)).fold(0.1, f64::max);
-    let at = |ratio: f64| LEFT + (logarithm(ratio) - first) / (last - first) * WIDE;
+    };
+    let scaled = |value: f64| if metric == POINTS { value } else { value.max(1e-3).ln() };
+    let first = rows.iter().map(|(.., low, _)| scaled(*low)).fold(-0.1, f64::min);
+    let last = rows.iter().map(|(.., high)| scaled(*high)).fold(0.1, f64::max);
+    let at = |value: f64| LEFT + (scaled(value) - first) / (last - first) * WIDE;
 
-    let _ = writeln!(page, "<h3>terrace against</h3>");
+    let _ = writeln!(
+        page,
+        "<h3>terrace against{}</h3>",
+        if metric == POINTS { ", in points" } else { "" }
+    );
     begin(page, rows.len());
-    let (one, bottom) = (at(1.0), rows.len() as f64 * ROW);
+    let (one, bottom) = (at(neither(metric)), rows.len() as f64 * ROW);
     let _ = writeln!(
         page,
         "<line class=\"one\" x1=\"{one:.1}\" x2=\"{one:.1}\" y1=\"0\" y2=\"{bottom:.1}\"/>"
     );
-    for (index, (against, value, low, high)) in rows.iter().enumerate() {
+    for (index, (against, metric, value, low, high)) in rows.iter().enumerate() {
         let top = index as f64 * ROW;
         let middle = top + ROW / 2.0;
-        let class = Verdict::of(*low, *high).word().to_lowercase();
+        let class = Verdict::of(metric, *low, *high).word().to_lowercase();
         label(page, top, against);
         let _ = writeln!(
             page,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Record, Verdict, distinct, shown, titled};
+use super::{POINTS, Record, Verdict, distinct, shown, titled};
 use crate::harness::Outcome;
 
 /// A case: who measured what, and how ours compares.
@@ -12,14 +12,19 @@ pub(super) fn case(name: &str, outcome: &Outcome) -> String {
         Record::Value { metric, .. } => Some(metric.as_str()),
         _ => None,
     }));
-    let engines = distinct(records.iter().filter_map(|record| match record {
-        Record::Value { engine, .. } | Record::Skipped { engine, .. } => Some(engine.as_str()),
-        Record::Ratio { .. } => None,
+    let engines = distinct(records.iter().map(|record| match record {
+        Record::Value { engine, .. } | Record::Skipped { engine, .. } => engine.as_str(),
+        // Most are above; others are what ours did in another case.
+        Record::Ratio { against, .. } => against.as_str(),
     }));
 
     let mut rows = vec![vec!["engine".to_owned(), "version".to_owned()]];
     rows[0].extend(metrics.iter().map(|metric| heading(metric, records)));
-    rows[0].push("terrace against it (95 % interval)".to_owned());
+    let by_points = records
+        .iter()
+        .any(|record| matches!(record, Record::Ratio { metric, .. } if metric == POINTS));
+    let points = if by_points { ", in points" } else { "" };
+    rows[0].push(format!("terrace against it{points} (95 % interval)"));
     rows.extend(engines.iter().map(|engine| row(engine, &metrics, records)));
 
     let rounds = outcome.rounds.map_or(String::new(), |rounds| format!(", {rounds} rounds"));
@@ -46,14 +51,10 @@ fn row(name: &str, metrics: &[&str], records: &[Record]) -> Vec<String> {
                     row[2 + index] = shown(*value);
                 }
             }
-            Record::Ratio { against, value, low, high, .. } if against == name => {
-                let word = Verdict::of(*low, *high).word();
-                notes.push(format!(
-                    "{} ({} to {}) {word}",
-                    shown(*value),
-                    shown(*low),
-                    shown(*high)
-                ));
+            Record::Ratio { against, metric, value, low, high, .. } if against == name => {
+                let word = Verdict::of(metric, *low, *high).word();
+                let [value, low, high] = [value, low, high].map(|number| shown(*number));
+                notes.push(format!("{value} ({low} to {high}) {word}"));
             }
             Record::Skipped { engine, version, reason, .. } if engine == name => {
                 row[1].clone_from(version);
@@ -72,8 +73,8 @@ pub(super) fn summary(records: &[Record]) -> String {
     let mut skipped = Vec::new();
     for record in records {
         match record {
-            Record::Ratio { case, against, value, low, high, .. } => {
-                let verdict = Verdict::of(*low, *high);
+            Record::Ratio { case, against, metric, value, low, high, .. } => {
+                let verdict = Verdict::of(metric, *low, *high);
                 for (of, list) in &mut lists {
                     if *of == verdict {
                         list.push(format!("  {case} against {against}: {}", shown(*value)));
@@ -89,7 +90,7 @@ pub(super) fn summary(records: &[Record]) -> String {
     let mut text = format!("Of {all} comparisons, terrace is ahead in {}.\n", ahead.len());
     for (title, list) in [
         ("Behind", behind),
-        ("Level: the interval holds 1, so this run does not tell", level),
+        ("Level: the interval holds what is neither, so this run does not tell", level),
         ("Skipped", skipped),
     ] {
         if !list.is_empty() {

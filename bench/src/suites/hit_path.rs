@@ -42,7 +42,7 @@ impl Work {
             "get-or-load-2t" => 2,
             _ => bail!("no case {case:?} in {SUITE}"),
         };
-        let drawer = Drawer::new(Draw::Zipf, RESIDENTS);
+        let drawer = Drawer::new(Draw::ZIPF, RESIDENTS);
         let mut random = Random::new(43);
         let mut order = || (0..operations).map(|_| drawer.draw(&mut random) as u32).collect();
         Ok(Self {
@@ -100,7 +100,7 @@ fn engine<L: Loading>(work: &Work) -> Engine<'_> {
     })
 }
 
-fn count_of<L: Loading>(case: &Case, work: &Work) -> Record {
+fn count_of<L: Loading>(case: &Case<'_>, work: &Work) -> Record {
     match measure::<L>(work) {
         Ok(race) => {
             // The few of the threads themselves do not show.

@@ -1,224 +1,407 @@
-//! `memory`: reads and inserts in memory, integers under integers.
+//! `memory`: reads and inserts in memory, and how long the slowest of them take.
+//!
+//! Cases that differ in the number of threads, or in how they read, share their engines and keys:
+//! they are measured one after the other in each round. So are the two forms of ours, and what the
+//! others measure meanwhile is what both are compared with.
 //!
 //! Rounds build every engine anew, so that another seed of the hash and another place in memory
-//! come with each, and the interval covers them. Only the quick run of a million entries, which
-//! take longer to store than to read, builds them for every third round.
+//! come with each, and the interval covers them. Only quick runs, which would build for longer than
+//! they measure, go on with the same.
 
-use std::hint::black_box;
+mod deed;
+mod expiry;
+mod keys;
+mod pass;
+
+use std::time::Duration;
 
 use anyhow::Result;
 
+use self::deed::Deed;
+use self::keys::{Keys, Made};
+use self::pass::{Length, Pass};
 use super::Request;
 use crate::engines::Memory;
-use crate::engines::foyer::{FoyerLru, FoyerS3Fifo};
+use crate::engines::foyer::{FoyerLfu, FoyerLru, FoyerS3Fifo};
 use crate::engines::mini_moka::MiniMoka;
 use crate::engines::moka::Moka;
 use crate::engines::quick_cache::QuickCache;
 use crate::engines::rwlock_hashmap::RwLockHashMap;
-use crate::engines::terrace::TerraceMemory;
-use crate::harness::{Better, Case, Engine, Metric, check_reads, compare, race};
-use crate::load::{Draw, Drawer, Random, integer_key, integer_value};
+use crate::engines::terrace::{TerraceFull, TerraceMemory};
+use crate::engines::tinyufo::TinyUFO;
+use crate::harness::{Better, Case, Engine, Metric, OURS, OURS_IN_FULL, Pace, Rounds, Sample};
+use crate::kind::{Integers, Kind, Texts};
+use crate::load::Draw;
 use crate::report::Report;
 
 pub const SUITE: &str = "memory";
 
-pub const CASES: &[&str] = &[
-    "hit-1k-zipf-1t",
-    "hit-1k-zipf-2t",
-    "hit-100k-zipf-1t",
-    "hit-100k-zipf-2t",
-    "hit-1m-uniform-1t",
-    "getorinsert-10pct-1t",
+macro_rules! in_three_forms {
+    ($($stem:literal,)* ; $($alone:literal,)*) => {
+        &[$($stem, concat!($stem, "-string"), concat!($stem, "-full"),)* $($alone,)*]
+    };
+}
+
+pub const CASES: &[&str] = in_three_forms![
+    "hit-1k-zipf-1t", "hit-1k-zipf-2t",
+    "hit-100k-zipf-1t", "hit-100k-zipf-2t",
+    "hit-1m-uniform-1t", "hit-1m-uniform-2t", "many-1m-uniform-1t",
+    "getorinsert-10pct-1t", "getorinsert-10pct-2t",
+    "churn-1t", "churn-2t",
+    "mix-75-25-1t", "mix-75-25-2t",
+    ;
+    "tail-eviction", "tail-growth", "tail-expiry",
 ];
 
-const METRICS: &[Metric] = &[Metric { name: "mops", unit: "Mops/s", better: Better::Higher }];
+const MOPS: Metric = Metric { name: "mops", unit: "Mops/s", better: Better::Higher };
+const P999: Metric = Metric { name: "p999_ns", unit: "ns", better: Better::Lower };
+const MAX: Metric = Metric { name: "max_ns", unit: "ns", better: Better::Lower };
+const HITS: Metric = Metric { name: "hit_percent", unit: "%", better: Better::Higher };
 
-/// A sequence of keys is at most so long, and gone through as often as it takes.
-const LONGEST: usize = 1 << 20;
+/// One deed in so many is timed where latency is measured beside throughput.
+const SAMPLED: usize = 4;
 
-/// What a case does.
-struct Shape {
-    residents: usize,
+/// Cases that share their engines and keys.
+struct Group {
+    /// Stored before anything is measured, or drawn from.
+    keys: usize,
     draw: Draw,
+    /// The entries that there is room for, where that is less than there will be. If not, all
+    /// keys are there and nothing is evicted.
+    bound: Option<usize>,
+    parts: &'static [Part],
+}
+
+/// A case without its form.
+struct Part {
+    stem: &'static str,
+    deed: Deed,
     threads: usize,
-    /// One in so many look-ups is for a key that was never there, and then inserted; 0: none.
-    new_key_every: usize,
-    /// Look-ups of each thread in a round.
-    operations: usize,
-    /// Rounds after which engines are built anew.
-    rounds_of_build: usize,
+    /// What ours is compared with besides the others: what itself did in another part, which has
+    /// this place in the group and is called that.
+    beside: Option<(usize, &'static str)>,
 }
 
-fn shape(case: &str, request: &Request) -> Shape {
-    let reads = |residents, draw, threads, quick: usize| Shape {
-        residents,
-        draw,
-        threads,
-        new_key_every: 0,
-        operations: request.size(quick, 8 * quick),
-        rounds_of_build: 1,
-    };
-    match case {
-        "hit-1k-zipf-1t" => reads(1_000, Draw::Zipf, 1, 1 << 19),
-        "hit-1k-zipf-2t" => reads(1_000, Draw::Zipf, 2, 1 << 19),
-        "hit-100k-zipf-1t" => reads(100_000, Draw::Zipf, 1, 1 << 17),
-        "hit-100k-zipf-2t" => reads(100_000, Draw::Zipf, 2, 1 << 17),
-        "hit-1m-uniform-1t" => Shape {
-            rounds_of_build: request.size(3, 1),
-            ..reads(1_000_000, Draw::Uniform, 1, 1 << 17)
-        },
-        "getorinsert-10pct-1t" => {
-            Shape { new_key_every: 10, ..reads(100_000, Draw::Zipf, 1, 1 << 17) }
+const fn one(stem: &'static str, deed: Deed) -> Part {
+    Part { stem, deed, threads: 1, beside: None }
+}
+
+/// The same as the first part of the group, on two threads.
+const fn two(stem: &'static str, deed: Deed) -> Part {
+    Part { stem, deed, threads: 2, beside: Some((0, "terrace-1t")) }
+}
+
+const GROUPS: &[Group] = &[
+    Group {
+        keys: 1_000,
+        draw: Draw::ZIPF,
+        bound: None,
+        parts: &[one("hit-1k-zipf-1t", Deed::Get), two("hit-1k-zipf-2t", Deed::Get)],
+    },
+    Group {
+        keys: 100_000,
+        draw: Draw::ZIPF,
+        bound: None,
+        parts: &[one("hit-100k-zipf-1t", Deed::Get), two("hit-100k-zipf-2t", Deed::Get)],
+    },
+    Group {
+        keys: 1_000_000,
+        draw: Draw::Uniform,
+        bound: None,
+        parts: &[
+            one("hit-1m-uniform-1t", Deed::Get),
+            two("hit-1m-uniform-2t", Deed::Get),
+            Part { beside: Some((0, "terrace-get")), ..one("many-1m-uniform-1t", Deed::GetMany) },
+        ],
+    },
+    Group {
+        keys: 1_000_000,
+        draw: Draw::Zipf { skew: 0.9 },
+        bound: Some(100_000),
+        parts: &[
+            one("getorinsert-10pct-1t", Deed::GetOrInsert),
+            two("getorinsert-10pct-2t", Deed::GetOrInsert),
+        ],
+    },
+    Group {
+        keys: 0,
+        draw: Draw::Uniform,
+        bound: Some(100_000),
+        parts: &[one("churn-1t", Deed::Insert), two("churn-2t", Deed::Insert)],
+    },
+    Group {
+        keys: 1_000_000,
+        draw: Draw::ZIPF,
+        bound: Some(100_000),
+        parts: &[one("mix-75-25-1t", Deed::Mix), two("mix-75-25-2t", Deed::Mix)],
+    },
+    Group {
+        keys: 1_000_000,
+        draw: Draw::Zipf { skew: 0.9 },
+        bound: Some(100_000),
+        parts: &[Part { threads: 2, ..one("tail-eviction", Deed::Evict) }],
+    },
+    Group {
+        keys: 0,
+        draw: Draw::Uniform,
+        bound: None,
+        parts: &[Part { threads: 2, ..one("tail-growth", Deed::Grow) }],
+    },
+];
+
+impl Part {
+    fn metrics(&self) -> &'static [Metric] {
+        match self.deed {
+            Deed::Get | Deed::Insert => &[MOPS, P999],
+            Deed::GetMany => &[MOPS],
+            Deed::GetOrInsert | Deed::Mix => &[MOPS, P999, HITS],
+            Deed::Evict | Deed::Grow => &[P999, MAX],
         }
-        _ => unreachable!("no case of this suite: {case}"),
-    }
-}
-
-/// All keys of a case, made before anything is timed.
-struct Work {
-    residents: Vec<u64>,
-    threads: Vec<Keys>,
-    /// Entries that are there at the end, and as many again.
-    room: usize,
-    inserts: bool,
-    rounds_of_build: usize,
-}
-
-struct Keys {
-    warm_up: Vec<u64>,
-    timed: Vec<u64>,
-    passes: usize,
-    /// The sum of the values that the timed look-ups come to.
-    sum: u64,
-}
-
-impl Work {
-    fn new(shape: &Shape) -> Self {
-        let drawer = Drawer::new(shape.draw, shape.residents);
-        let mut random = Random::new(42);
-        let mut next_new = shape.residents;
-        let length = shape.operations.min(LONGEST);
-        let mut threads = Vec::new();
-        for _ in 0..shape.threads {
-            let mut old = || integer_key(drawer.draw(&mut random));
-            let warm_up = (0..length / 4).map(|_| old()).collect();
-            let passes = shape.operations / length;
-            let timed: Vec<u64> = (1..=length)
-                .map(|number| {
-                    if shape.new_key_every == 0 || number % shape.new_key_every != 0 {
-                        return old();
-                    }
-                    next_new += 1;
-                    integer_key(next_new - 1)
-                })
-                .collect();
-            let sum = timed.iter().map(|key| integer_value(*key)).fold(0, u64::wrapping_add);
-            let sum = sum.wrapping_mul(passes as u64);
-            threads.push(Keys { warm_up, timed, passes, sum });
-        }
-        let residents = (0..shape.residents).map(integer_key).collect();
-        Self {
-            residents,
-            threads,
-            room: 2 * next_new,
-            inserts: shape.new_key_every > 0,
-            rounds_of_build: shape.rounds_of_build,
-        }
-    }
-
-    fn operations(&self) -> usize {
-        self.threads.iter().map(|keys| keys.timed.len() * keys.passes).sum()
     }
 }
 
 pub fn run(request: &Request, report: &mut Report) -> Result<()> {
-    for &name in CASES.iter().filter(|case| request.wants(case)) {
-        let work = &Work::new(&shape(name, request));
-        let engines = vec![
-            engine::<TerraceMemory>(work),
-            engine::<QuickCache>(work),
-            engine::<Moka>(work),
-            engine::<MiniMoka>(work),
-            engine::<FoyerS3Fifo>(work),
-            engine::<FoyerLru>(work),
-            engine::<RwLockHashMap>(work),
-        ];
-        let case = Case { suite: SUITE, name, metrics: METRICS };
-        report.add(name, compare(&case, engines, request.pace(CASES.len())))?;
+    for group in GROUPS {
+        let integers = [("", OURS), ("-full", OURS_IN_FULL)];
+        run_form::<Integers>(group, request, report, &integers, |work| {
+            let mut engines = everybody(work);
+            engines.insert(1, engine::<TerraceFull>(work));
+            engines
+        })?;
+        run_form::<Texts>(group, request, report, &[("-string", OURS)], everybody)?;
+    }
+    run_expiry(request, report)
+}
+
+/// Runs a group with one kind of entries. `forms` are the suffixes of the cases that come of it,
+/// each with the name of the engine that is ours in it.
+fn run_form<K: Kind>(
+    group: &'static Group,
+    request: &Request,
+    report: &mut Report,
+    forms: &[(&str, &str)],
+    engines: impl FnOnce(&Work<K>) -> Vec<Engine<'_>>,
+) -> Result<()> {
+    let case = |part: &Part, suffix| {
+        let name = CASES.iter().find(|name| name.strip_prefix(part.stem) == Some(suffix))?;
+        request.wants(name).then_some(Case { suite: SUITE, name, metrics: part.metrics() })
+    };
+    let wanted: Vec<(usize, Case, &str)> = group
+        .parts
+        .iter()
+        .enumerate()
+        .flat_map(|(at, part)| {
+            forms.iter().filter_map(move |(suffix, ours)| Some((at, case(part, suffix)?, *ours)))
+        })
+        .collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let work = Work::<K>::new(group, request, wanted.iter().map(|(at, ..)| *at));
+    let rounds = Rounds::run(engines(&work), pace(request));
+    for (at, case, ours) in wanted {
+        let mut outcome = rounds.outcome(&case, at, ours);
+        if let Some((other, against)) = group.parts[at].beside {
+            let beside = rounds.beside_ourselves(&case, at, other, ours, against);
+            outcome.records.extend(beside);
+        }
+        report.add(case.name, outcome)?;
     }
     Ok(())
 }
 
-fn engine<'a, M: Memory + 'a>(work: &'a Work) -> Engine<'a> {
-    let measure = if work.inserts { measure::<M, true> } else { measure::<M, false> };
-    let mut built = None;
-    let mut rounds = 0;
-    Engine::new(M::NAME, M::version(), move || {
-        let engine = built.take().unwrap_or_else(|| filled::<M>(&work.residents, work.room));
-        let mops = measure(&engine, work)?;
-        rounds += 1;
-        if rounds % work.rounds_of_build != 0 {
-            built = Some(engine);
+fn run_expiry(request: &Request, report: &mut Report) -> Result<()> {
+    let case = Case { suite: SUITE, name: "tail-expiry", metrics: &[P999, MAX] };
+    if !request.wants(case.name) {
+        return Ok(());
+    }
+    let order = expiry::order();
+    let mut engines = expiry::engines(&order);
+    engines.extend([
+        timeless::<QuickCache<Integers>>(),
+        timeless::<FoyerS3Fifo<Integers>>(),
+        timeless::<FoyerLfu<Integers>>(),
+        timeless::<FoyerLru<Integers>>(),
+        timeless::<TinyUFO<Integers>>(),
+        timeless::<RwLockHashMap<Integers>>(),
+    ]);
+    let outcome = Rounds::run(engines, pace(request)).outcome(&case, 0, OURS);
+    report.add(case.name, outcome)
+}
+
+fn timeless<M: Memory>() -> Engine<'static> {
+    Engine::out(M::NAME, M::version(), "its entries do not expire")
+}
+
+/// Quick runs have as few rounds as there may be.
+fn pace(request: &Request) -> Pace {
+    Pace::new(Duration::from_secs(if request.quick { 0 } else { 30 }))
+}
+
+fn everybody<K: Kind>(work: &Work<K>) -> Vec<Engine<'_>> {
+    vec![
+        engine::<TerraceMemory<K>>(work),
+        engine::<QuickCache<K>>(work),
+        engine::<Moka<K>>(work),
+        engine::<MiniMoka<K>>(work),
+        engine::<FoyerS3Fifo<K>>(work),
+        engine::<FoyerLfu<K>>(work),
+        engine::<FoyerLru<K>>(work),
+        engine::<TinyUFO<K>>(work),
+        if work.group.bound.is_none() {
+            engine::<RwLockHashMap<K>>(work)
+        } else {
+            let version = RwLockHashMap::<K>::version();
+            Engine::out(RwLockHashMap::<K>::NAME, version, "it has no bound, and evicts nothing")
+        },
+    ]
+}
+
+/// What a group is made of, before anything is timed.
+struct Work<K: Kind> {
+    group: &'static Group,
+    /// Of each thread.
+    keys: Vec<Keys<K>>,
+    /// Whether each of the parts is measured.
+    is_measured: Vec<bool>,
+    /// How long throughput is measured.
+    time: Duration,
+    /// After how many deeds latency is known; of those that are about it alone, in a thread.
+    deeds: usize,
+    tail_deeds: usize,
+    /// Whether engines serve for all rounds.
+    is_kept: bool,
+}
+
+impl<K: Kind> Work<K> {
+    fn new(group: &'static Group, request: &Request, wanted: impl Iterator<Item = usize>) -> Self {
+        let mut is_measured = vec![false; group.parts.len()];
+        for at in wanted {
+            is_measured[at] = true;
+            if let Some((other, _)) = group.parts[at].beside {
+                is_measured[other] = true;
+            }
         }
-        Ok(vec![mops])
+        let (made, draws) = match group.parts[0].deed {
+            Deed::Insert | Deed::Grow => (Made::Numbers, 0),
+            Deed::Evict => (Made::Numbers, 1 << 19),
+            _ if group.bound.is_some() => (Made::Numbers, request.size(1 << 21, 1 << 22)),
+            // Enough to come to all of them.
+            _ => (Made::Keys, group.keys.next_power_of_two().max(request.size(1 << 18, 1 << 20))),
+        };
+        let grows = group.parts[0].deed == Deed::Grow;
+        Self {
+            group,
+            keys: Keys::new(2, made, draws, group.draw, group.keys),
+            is_measured,
+            time: Duration::from_millis(if request.quick { 4 } else { 40 }),
+            deeds: request.size(1 << 13, 1 << 16),
+            // What grows is to come to a million, half of it by each thread.
+            tail_deeds: if grows {
+                request.size(50_000, 1_000_000)
+            } else {
+                request.size(1 << 14, 1 << 18)
+            },
+            is_kept: request.quick && !grows,
+        }
+    }
+}
+
+fn engine<'a, M: Memory + 'a>(work: &'a Work<M::Kind>) -> Engine<'a> {
+    let mut kept = None;
+    Engine::of_cases(M::NAME, M::version(), move || {
+        let mut built = match kept.take() {
+            Some(built) => built,
+            None => Built::<M>::new(work)?,
+        };
+        let sample = built.measure(work)?;
+        if work.is_kept {
+            kept = Some(built);
+        }
+        Ok(sample)
     })
 }
 
-fn measure<M: Memory, const INSERTS: bool>(engine: &M, work: &Work) -> Result<f64> {
-    race(work.threads.len(), |thread| read(engine, &work.threads[thread].warm_up));
-    let race = race(work.threads.len(), |thread| {
-        let keys = &work.threads[thread];
-        let (mut sum, mut missing) = (0_u64, 0);
-        for _ in 0..keys.passes {
-            let found = if INSERTS {
-                (read_or_insert(engine, &keys.timed), 0)
-            } else {
-                read(engine, &keys.timed)
-            };
-            sum = sum.wrapping_add(found.0);
-            missing += found.1;
+/// An engine, and how far each thread is.
+struct Built<M> {
+    engine: M,
+    at: [usize; 2],
+}
+
+impl<M: Memory> Built<M> {
+    /// With all keys in it; or if it evicts, as it is after it has done so for a while.
+    fn new(work: &Work<M::Kind>) -> Result<Self> {
+        let Group { keys, bound, parts, .. } = work.group;
+        let Some(bound) = *bound else {
+            let growth = if *keys == 0 { work.tail_deeds } else { 0 };
+            let engine = M::with_room_for(2 * (keys + growth));
+            for number in 0..*keys as u64 {
+                let key = M::Kind::key(number);
+                let value = M::Kind::value(&key);
+                engine.insert(key, value);
+            }
+            engine.settle();
+            return Ok(Self { engine, at: [0; 2] });
+        };
+        let mut built = Self { engine: M::with_room_for(bound), at: [0; 2] };
+        let deed = match parts[0].deed {
+            Deed::Insert => Deed::Insert,
+            _ => Deed::GetOrInsert,
+        };
+        built.pass(work, deed, 2, Length::Deeds(3 * bound / 2, usize::MAX))?;
+        built.engine.settle();
+        Ok(built)
+    }
+
+    fn measure(&mut self, work: &Work<M::Kind>) -> Result<Sample> {
+        let mut sample = Sample::new();
+        for (part, is_measured) in work.group.parts.iter().zip(&work.is_measured) {
+            sample.push(if *is_measured { self.measure_part(work, part)? } else { Vec::new() });
         }
-        check_reads(missing, keys.timed.len() * keys.passes, sum, keys.sum)
-    });
-    race.results.into_iter().collect::<Result<()>>()?;
-    Ok(work.operations() as f64 / race.time.as_secs_f64() / 1e6)
-}
-
-/// An engine with these keys in it, and nothing put off.
-pub fn filled<M: Memory>(keys: &[u64], room: usize) -> M {
-    let engine = M::with_room_for(room);
-    for key in keys {
-        engine.insert(*key, integer_value(*key));
+        Ok(sample)
     }
-    engine.settle();
-    engine
+
+    fn measure_part(&mut self, work: &Work<M::Kind>, part: &Part) -> Result<Vec<f64>> {
+        let &Part { deed, threads, .. } = part;
+        if part.metrics()[0].name == P999.name {
+            let tail = Length::Deeds(work.tail_deeds, 1);
+            return Ok(self.pass(work, deed, threads, tail)?.slowest().to_vec());
+        }
+        self.pass(work, deed, threads, Length::Time(work.time / 4))?;
+        let throughput = self.pass(work, deed, threads, Length::Time(work.time))?;
+        let mut values = vec![throughput.mops];
+        if part.metrics().len() > 1 {
+            let mut latency = self.pass(work, deed, threads, Length::Deeds(work.deeds, SAMPLED))?;
+            values.push(latency.slowest()[0]);
+        }
+        if part.metrics().len() > 2 {
+            values.push(throughput.hit_percent());
+        }
+        Ok(values)
+    }
+
+    fn pass(
+        &mut self,
+        work: &Work<M::Kind>,
+        deed: Deed,
+        threads: usize,
+        length: Length,
+    ) -> Result<Pass> {
+        Pass::run(&self.engine, deed, &work.keys[..threads], &mut self.at[..threads], length)
+    }
 }
 
-/// The sum of the values under `keys`, and how many there were none under.
-#[inline(never)]
-pub fn read<M: Memory>(engine: &M, keys: &[u64]) -> (u64, usize) {
-    let (mut sum, mut missing) = (0_u64, 0);
-    for key in keys {
-        match engine.get(black_box(*key)) {
-            Some(value) => sum = sum.wrapping_add(black_box(value)),
-            None => missing += 1,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_comes_from_a_group() {
+        for case in CASES {
+            let stem = case.trim_end_matches("-string").trim_end_matches("-full");
+            let parts = GROUPS.iter().flat_map(|group| group.parts);
+            let found = parts.filter(|part| part.stem == stem).count();
+            assert!(found == 1 || stem == "tail-expiry", "{case}");
         }
     }
-    (sum, missing)
-}
-
-/// The sum of the values under `keys`, those that were missing being inserted.
-#[inline(never)]
-fn read_or_insert<M: Memory>(engine: &M, keys: &[u64]) -> u64 {
-    let mut sum = 0_u64;
-    for key in keys {
-        let key = black_box(*key);
-        let value = engine.get(key).unwrap_or_else(|| {
-            let value = integer_value(key);
-            engine.insert(key, value);
-            value
-        });
-        sum = sum.wrapping_add(black_box(value));
-    }
-    sum
 }

@@ -3,9 +3,11 @@
 pub mod disk;
 pub mod footprint;
 pub mod hit_path;
+pub mod hit_ratio;
 pub mod memory;
 pub mod stampede;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,6 +22,8 @@ pub struct Request {
     pub quick: bool,
     /// This case and no other.
     pub only: Option<String>,
+    /// Where traces are.
+    pub traces: Option<PathBuf>,
 }
 
 impl Request {
@@ -47,17 +51,33 @@ impl Request {
 pub struct Suite {
     pub name: &'static str,
     pub about: &'static str,
+    /// Names in capitals stand for many, which only a run can tell.
     pub cases: &'static [&'static str],
     pub run: fn(&Request, &mut Report) -> Result<()>,
+}
+
+impl Suite {
+    /// Whether a run may have a case of this name.
+    #[must_use]
+    pub fn may_have(&self, case: &str) -> bool {
+        let is_pattern = |name: &&str| name.starts_with(|first: char| first.is_ascii_uppercase());
+        self.cases.contains(&case) || self.cases.iter().any(is_pattern)
+    }
 }
 
 /// The suites that are here.
 pub const SUITES: &[Suite] = &[
     Suite {
         name: memory::SUITE,
-        about: "reads and inserts in memory, millions a second",
+        about: "reads and inserts in memory: how many a second, and the slowest",
         cases: memory::CASES,
         run: memory::run,
+    },
+    Suite {
+        name: hit_ratio::SUITE,
+        about: "requests of real programs that find their entry, in points",
+        cases: hit_ratio::CASES,
+        run: hit_ratio::run,
     },
     Suite {
         name: footprint::SUITE,
@@ -86,4 +106,4 @@ pub const SUITES: &[Suite] = &[
 ];
 
 /// The suites that come with the parts that they measure.
-pub const LATER: &[&str] = &["hit-ratio", "redis", "tags", "sql", "http"];
+pub const LATER: &[&str] = &["redis", "tags", "sql", "http"];

@@ -23,6 +23,21 @@ impl Amount {
         self.bytes -= other.bytes;
         self.entries -= other.entries;
     }
+
+    pub(crate) fn min(self, other: Self) -> Self {
+        let (bytes, entries) = (self.bytes.min(other.bytes), self.entries.min(other.entries));
+        Self { bytes, entries }
+    }
+
+    pub(crate) fn max(self, other: Self) -> Self {
+        let (bytes, entries) = (self.bytes.max(other.bytes), self.entries.max(other.entries));
+        Self { bytes, entries }
+    }
+
+    /// Rounded up. `parts` is not 0.
+    pub(crate) fn divided_by(self, parts: u64) -> Self {
+        Self { bytes: self.bytes.div_ceil(parts), entries: self.entries.div_ceil(parts) }
+    }
 }
 
 /// One budget for all shards. Each borrows some of it at a time, so that they seldom meet here,
@@ -67,7 +82,15 @@ impl Budget {
     }
 
     /// Borrows what is lacking, and what is missing to a whole portion, or as much as there is.
+    #[inline]
     pub(crate) fn borrow(&self, lacking: Amount) -> Amount {
+        let free = self.free();
+        let has_none =
+            (lacking.bytes == 0 || free.bytes == 0) && (lacking.entries == 0 || free.entries == 0);
+        if has_none { Amount::default() } else { self.borrow_some(lacking) }
+    }
+
+    fn borrow_some(&self, lacking: Amount) -> Amount {
         let wanted =
             |lacking: u64, portion: u64| if lacking == 0 { 0 } else { lacking.max(portion) };
         let borrowed = Amount {

@@ -118,6 +118,7 @@ impl<K, V, S> Memory<K, V, S> {
                 spaces: Spaces::new(),
                 by_bytes: settings.by_bytes,
                 negative_percent: settings.negative_percent.into(),
+                negative: AtomicU64::new(0),
             },
             sampling,
             reads: Reads::new(),
@@ -256,19 +257,22 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
 
     #[inline(always)]
     fn is_alive(&self, pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) -> bool {
+        // Before the life: an entry of this generation was not removed with its space before now.
+        let plain = self.common.spaces.plain();
         let life = slot.life();
         if life.is_expired(now) {
             return false;
         }
-        life.odd_bits() == self.common.spaces.plain() || self.is_odd_alive(pin, hash, number, slot)
+        life.odd_bits() == plain || self.is_odd_alive(pin, hash, number, slot)
     }
 
     /// The same for an entry that has not expired and was stored before a space was removed, or
     /// expires when it is not used.
     #[cold]
     fn is_odd_alive(&self, _pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>) -> bool {
-        let (life, spaces) = (slot.life(), &self.common.spaces);
+        let spaces = &self.common.spaces;
         let generation = spaces.generation();
+        let life = slot.life();
         if life.generation() == generation {
             return true;
         }
@@ -277,8 +281,11 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
         if spaces.is_removed(space, life.generation()) {
             return false;
         }
-        // It need not be looked up again until the next space is removed.
-        slot.change_life(life, life.with_generation(generation));
+        // It need not be looked up again until the next space is removed. If generations began
+        // anew meanwhile, the one above is none that the entry may be given.
+        if spaces.generation() >= generation {
+            slot.change_life(life, life.with_generation(generation));
+        }
         true
     }
 
@@ -312,7 +319,8 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
         }
     }
 
-    /// Removes an entry that a read has found dead, if it still is.
+    /// Removes an entry that a read has found dead, if it still is, and if that needs no waiting: a
+    /// read may be called under the lock of the shard.
     #[cold]
     fn bury<Q>(&self, hash: Hashed, key: &Q, now: Tick)
     where
@@ -320,7 +328,7 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     {
         self.reads.count(self.common.epoch.pin().thread(), false);
         let mut transfer = self.transfer();
-        let mut locked = self.lock(hash.shard);
+        let Some(mut locked) = self.shard(hash).try_lock(&self.common) else { return };
         if let Some((number, place)) = locked.find(hash.local, key)
             && let Some(cause) = locked.end_of(number, now)
         {
@@ -464,7 +472,9 @@ impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
         let hash = self.hash(&key);
         let mut transfer = self.transfer();
         let mut unstored = None;
-        let mut locked = self.lock(hash.shard);
+        // Comes while the lock is taken.
+        self.shard(hash).reader.0.prefetch_index(hash.local);
+        let mut locked = self.shard(hash).lock(&self.common);
         let mut present = locked.find(hash.local, &key);
         let shown = present.filter(|(number, _)| locked.is_alive(*number, now));
         let replaces = shown.is_some();
@@ -489,7 +499,7 @@ impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
                 Replace::TooLarge
             }
             Change::Store { value, attributes, weight } => {
-                let has_room = !(attributes.negative && locked.is_over_quota(weight))
+                let has_room = !(attributes.negative && locked.is_over_quota(weight, present))
                     && self.make_room(&mut locked, hash, weight, &mut present, now, &mut transfer);
                 let refused = if has_room {
                     let weight = weight.min(MAX_WEIGHT) as u32;
@@ -542,11 +552,11 @@ impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
             match locked.make_room(weight, present, now, transfer) {
                 Room::Made => has_room = true,
                 Room::None => {}
-                Room::Elsewhere if self.shards.len() > 1 => {
-                    self.make_room_elsewhere(hash.shard, weight, now, transfer);
+                Room::Elsewhere(lacking) if self.shards.len() > 1 => {
+                    self.make_room_elsewhere(hash, lacking, now, transfer);
                     continue;
                 }
-                Room::Elsewhere => {}
+                Room::Elsewhere(_) => {}
             }
             break;
         }
@@ -556,21 +566,27 @@ impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
         has_room
     }
 
-    /// Evicts from all shards but one, each its part. Locks that others hold are not waited for:
-    /// they might wait for ours.
+    /// Evicts from the shards but one until what is lacking can be borrowed: from each at least its
+    /// part, beginning with another one each time. Locks that others hold are not waited for: they
+    /// might wait for ours.
     #[cold]
     fn make_room_elsewhere(
         &self,
-        home: usize,
-        weight: u64,
+        home: Hashed,
+        mut lacking: Amount,
         now: Tick,
         transfer: &mut Transfer<'_, K, V>,
     ) {
-        let others = (self.shards.len() - 1) as u64;
-        let wanted = Amount { bytes: weight.div_ceil(others), entries: 1 };
-        for (_, shard) in self.shards.iter().enumerate().filter(|(index, _)| *index != home) {
-            if let Some(mut shard) = shard.try_lock(&self.common) {
-                shard.give_up(wanted, now, transfer);
+        let part = lacking.divided_by(self.shards.len() as u64 - 1);
+        let part = part.max(self.common.budget.portion());
+        let first = home.local as usize;
+        let others = (0..self.shards.len()).map(|at| (first + at) & self.shard_mask);
+        for index in others.filter(|index| *index != home.shard) {
+            if lacking == Amount::default() {
+                break;
+            }
+            if let Some(mut shard) = self.try_lock(index) {
+                lacking.subtract(shard.give_up(part.min(lacking), lacking, now, transfer));
             }
         }
     }
@@ -653,22 +669,35 @@ impl<K, V, S> Memory<K, V, S> {
     /// No read finds one any more that was stored before. They are counted, and take room, until
     /// something meets them: a read, a store, an eviction or [`Memory::sweep`].
     pub fn remove_space(&self, space: u32) {
-        self.common.spaces.remove(space, || self.renew());
+        // Before the removal begins, because a listener may remove spaces too.
+        let mut transfer = self.transfer();
+        let removal = self.common.spaces.removal();
+        if removal.has_run_out() {
+            self.renew(&mut transfer);
+            if !self.common.epoch.settle_patiently(self.common.epoch.advance()) {
+                // A reader that holds on might put an entry back into a generation to come.
+                self.in_each_shard(&mut transfer, |locked| locked.clear());
+            }
+            removal.begin_anew();
+            self.renew(&mut transfer);
+            removal.forget();
+        }
+        removal.finish(space);
+        transfer.finish();
     }
 
-    /// Puts all entries into the present generation, and removes those whose space was removed.
+    /// Removes the entries whose space was removed, and puts all others into the present
+    /// generation.
     #[cold]
-    fn renew(&self) {
-        self.empty(|locked| {
+    fn renew(&self, transfer: &mut Transfer<'_, K, V>) {
+        self.in_each_shard(transfer, |locked| {
             let numbers: Vec<u32> = locked.live_in(0..locked.end()).collect();
             for number in numbers {
-                if locked.end_of(number, Tick(0)).is_some() {
-                    locked.remove_slot(number, Cause::Removed);
-                } else {
-                    locked.refresh(number);
+                match locked.end_of(number, Tick(0)) {
+                    Some(cause) => locked.remove_slot(number, cause),
+                    None => locked.refresh(number),
                 }
             }
-            0
         });
     }
 
@@ -690,19 +719,40 @@ impl<K, V, S> Memory<K, V, S> {
         })
     }
 
-    /// Removes something from each shard, and frees what readers let go of.
+    /// Removes something from each shard, frees what readers let go of, and announces it before
+    /// it goes on.
     fn empty(&self, mut remove: impl FnMut(&mut Locked<'_, K, V>) -> u64) -> u64 {
         let mut removed = 0;
         for index in 0..self.shards.len() {
             let mut transfer = self.transfer();
-            let mut locked = self.lock(index);
-            removed += remove(&mut locked);
-            locked.collect_all(&mut transfer);
-            locked.reset();
-            locked.tidy(&mut transfer);
-            drop(locked);
+            removed += self.empty_shard(index, &mut transfer, &mut remove);
             transfer.finish();
         }
+        removed
+    }
+
+    /// The same, but nothing is announced yet.
+    fn in_each_shard(
+        &self,
+        transfer: &mut Transfer<'_, K, V>,
+        mut remove: impl FnMut(&mut Locked<'_, K, V>),
+    ) {
+        for index in 0..self.shards.len() {
+            self.empty_shard(index, transfer, &mut remove);
+        }
+    }
+
+    fn empty_shard<R>(
+        &self,
+        index: usize,
+        transfer: &mut Transfer<'_, K, V>,
+        mut remove: impl FnMut(&mut Locked<'_, K, V>) -> R,
+    ) -> R {
+        let mut locked = self.lock(index);
+        let removed = remove(&mut locked);
+        locked.collect_all(transfer);
+        locked.reset();
+        locked.tidy(transfer);
         removed
     }
 
@@ -879,10 +929,15 @@ impl<K, V, S> Memory<K, V, S> {
     #[doc(hidden)]
     pub fn validate(&self) {
         let mut borrowed = self.common.budget.free();
+        let mut negative = 0;
         for index in 0..self.shards.len() {
-            borrowed.add(self.lock(index).validate());
+            let (lease, negative_here) = self.lock(index).validate();
+            borrowed.add(lease);
+            negative += negative_here;
         }
         assert_eq!(borrowed, self.common.budget.max(), "a part of the budget is lost");
+        let counted = self.common.negative.load(Relaxed);
+        assert_eq!(negative, counted, "what is negative is miscounted");
         let held = self.bytes() + self.stats().garbage_bytes;
         assert!(held <= self.max_bytes(), "more bytes are held than may be");
     }
@@ -915,6 +970,11 @@ impl<K, V, S> Memory<K, V, S> {
     #[expect(clippy::indexing_slicing, reason = "the index is below the number of shards")]
     fn lock(&self, index: usize) -> Locked<'_, K, V> {
         self.shards[index].lock(&self.common)
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "the index is below the number of shards")]
+    fn try_lock(&self, index: usize) -> Option<Locked<'_, K, V>> {
+        self.shards[index].try_lock(&self.common)
     }
 }
 

@@ -49,7 +49,8 @@ impl Attributes {
 
     /// When an entry that is stored or used now expires if it is not used again.
     pub(crate) fn first_expires(&self, now: Tick) -> Tick {
-        self.idle.map_or(self.expires, |idle| self.expires.min(now.saturating_add(idle)))
+        let Some(_) = self.idle else { return self.expires };
+        self.expires.min(Tick(now.0.saturating_add(self.idle_millis().into())))
     }
 
     /// 0 for none.

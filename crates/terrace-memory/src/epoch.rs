@@ -191,7 +191,7 @@ struct Record {
     pinned: AtomicU64,
     is_taken: AtomicBool,
     number: usize,
-    next: *const Record,
+    next: *const Self,
 }
 
 // SAFETY: `next` is written before the record is shared, and points to a record, which are never

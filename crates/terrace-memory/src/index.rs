@@ -173,7 +173,8 @@ impl IndexReader {
     #[inline(always)]
     pub(crate) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let (table, groups) = self.table();
-        let (mut group, tag) = (home(hash, groups), tag(hash));
+        let (first, tag) = (home(hash, groups), tag(hash));
+        let mut group = first;
         loop {
             // SAFETY: the number is below that of the groups, and the table is not freed while
             // the epoch is pinned, or the lock held, in which it was loaded.
@@ -181,6 +182,10 @@ impl IndexReader {
                 Ok((slot, _)) => return Some(slot),
                 Err(0) => return None,
                 Err(_) => group = next(group, groups),
+            }
+            // Entries may have gone past every group.
+            if group == first {
+                return None;
             }
         }
     }
@@ -252,13 +257,16 @@ impl Index {
         hash: u32,
         mut is_it: impl FnMut(u32) -> bool,
     ) -> Option<(u32, Place)> {
-        let tag = tag(hash);
-        let mut group = home(hash, self.size.groups());
+        let (first, tag) = (home(hash, self.size.groups()), tag(hash));
+        let mut group = first;
         loop {
             match self.group(group).find(tag, &mut is_it) {
                 Ok((slot, lane)) => return Some((slot, Place { group, lane })),
                 Err(0) => return None,
                 Err(_) => group = next(group, self.size.groups()),
+            }
+            if group == first {
+                return None;
             }
         }
     }
@@ -291,6 +299,17 @@ impl Index {
             group = next(group, self.size.groups());
         }
         self.len -= 1;
+    }
+
+    /// Removes a slot; `false` if it is not there.
+    pub(crate) fn remove_slot(&mut self, hash: u32, slot: u32) -> bool {
+        match self.find(hash, |found| found == slot) {
+            Some((_, place)) => {
+                self.remove(hash, place);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Makes room for one more entry, if there is none: `hash_of` tells the hash of a slot. The
@@ -368,7 +387,7 @@ mod tests {
     fn what_is_inserted_is_found_until_it_is_removed() {
         let (mut index, reader) = Index::new();
         // Many hashes are alike, so that groups overflow.
-        let hash = |slot: u32| slot.wrapping_mul(0x9E_3779) % 977 * 16_411 & 0xFF_FFFF;
+        let hash = |slot: u32| (slot.wrapping_mul(0x9E_3779) % 977 * 16_411) & 0xFF_FFFF;
         let mut old = Vec::new();
         let count = 20_000;
         for slot in 0..count {

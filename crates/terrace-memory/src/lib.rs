@@ -1,5 +1,5 @@
-//! [`Memory`] is a cache inside one process: bounded in bytes, sharded, least recently used out
-//! first, with an expiry time per entry and a conditional replace.
+//! [`Memory`] is a cache inside one process: bounded in bytes or entries, read without locks, with
+//! a choice of policies for eviction, an expiry time per entry and a conditional replace.
 //!
 //! It is the engine of the in-process tier of Terrace, and it is useful alone. It is synchronous,
 //! needs no runtime, starts no thread and never reads a clock: the time is an argument.
@@ -29,18 +29,21 @@
 //!
 //! # Guarantees
 //!
-//! - **The bound holds.** [`Memory::bytes`] is never above [`Memory::max_bytes`], at any instant
-//!   and for any thread that looks. Room is reserved before a value is stored, and entries are
-//!   evicted until the reservation fits. There is one budget for the whole cache: how large a
-//!   single value may be depends on [`Builder::max_value_bytes`], never on a shard.
+//! - **Reads wait for nobody.** A read takes no lock and, once an entry has been read a few times,
+//!   writes to nothing that another thread reads: two threads read twice as much as one, also when
+//!   they read the same key.
+//! - **The bound holds.** What all entries are charged, and what has left and is still kept for
+//!   readers, is never more than [`Memory::max_bytes`], and entries are never more than
+//!   [`Memory::max_entries`]. There is one budget for the whole cache, of which shards borrow: how
+//!   large a single value may be depends on [`Builder::max_value_bytes`], never on a shard.
 //! - **What has expired is not read.** A read, and the question of [`Memory::replace_if`], never
 //!   see an entry that has expired at the time they were given, swept or not.
-//! - **You read what you wrote.** A thread that inserted a value sees it, until the value is
+//! - **You read what you wrote.** A thread that stored a value sees it, until the value is
 //!   replaced, removed, expired or evicted.
-//! - **An older value never survives a newer one.** A value that is too large to be stored still
-//!   removes what was at its key.
+//! - **An older value never survives a newer one.** A value that cannot be stored still removes
+//!   what was at its key.
 //! - **Deciding and storing are one step.** Between the question of [`Memory::replace_if`] and
-//!   the store that follows it, no other thread sees or changes the key.
+//!   the store that follows it, no other thread changes the key.
 //! - **Your code cannot break the cache.** Keys and values are dropped, and the weigher, the
 //!   listener and the hasher are called, outside all locks. When one of them panics, or the
 //!   equality of a key, or a closure, the panic reaches the caller and the cache stays consistent
@@ -48,18 +51,28 @@
 //!
 //! # What runs under a lock
 //!
-//! The equality of keys, the clone in [`Memory::get`] and every closure given to a method run
-//! while one shard is locked. They must be short, and a closure must not call the same cache: it
-//! could wait for itself forever. The weigher, the listener and the drop of a key or a value may
-//! call the cache.
+//! The closures of [`Memory::replace_if`], [`Memory::compute`], [`Memory::remove_if`],
+//! [`Memory::retain`] and [`Memory::for_each`], and the equality of keys while something is
+//! stored or removed, run while one shard is locked. They must be short, and must not store in or
+//! remove from the same cache: they could wait for themselves forever. All reads may be done
+//! anywhere, also there. The weigher, the listener and the drop of a key or a value may call
+//! whatever they like.
+//!
+//! # When values are dropped
+//!
+//! What leaves the cache is dropped once no thread can be reading it any more: some calls later,
+//! by whichever call comes to it, and at the latest by [`Memory::sweep`], [`Memory::clear`] or
+//! [`Memory::retain`]. Until then it counts in the bound. A thread that does not return from the
+//! closure of a read keeps alive what leaves meanwhile; when that is too much, values are not
+//! stored ([`Insert::NoRoom`]) until it returns. Other caches are not affected.
 //!
 //! # What an entry costs
 //!
 //! An entry is charged what the weigher says, which is to be the size of the key and the value
-//! with everything they own, and [`Memory::OVERHEAD`], which covers the slot and the table at
-//! their worst fill. A few slots per shard are not charged. Nor is what is no longer
-//! in the cache: values in the hands of callers, and evicted ones in the moment before their
-//! drop. Slots that fall free are kept for reuse and not charged; [`Memory::clear`] gives them back.
+//! with everything they own, and [`Memory::OVERHEAD`], which covers the rest of its slot and its
+//! part in index and policy. The shards themselves (about half a KiB each), the miniature caches
+//! of the hybrid policy and the counters are not charged. Slots that fall free are kept for reuse
+//! and not charged; [`Memory::clear`] gives them back.
 //!
 //! # What it is not
 //!
@@ -67,7 +80,10 @@
 //! not serialize, and frees what has expired only when it comes across it or when
 //! [`Memory::sweep`] is called. `terrace` is built on top of it and does these things.
 
-#![warn(unsafe_op_in_unsafe_fn)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "hashes and packed words are taken apart into the bits that are needed"
+)]
 
 mod barrier;
 mod budget;

@@ -87,6 +87,23 @@ pub(crate) trait Entries {
     fn set_region(&self, slot: u32, region: u8);
     /// All slots have numbers below this one.
     fn slots(&self) -> u32;
+    /// What is needed to decide about an entry, in one look.
+    fn look(&self, slot: u32) -> Look {
+        Look {
+            hash: self.hash(slot),
+            cost: self.cost(slot),
+            uses: self.uses(slot),
+            is_pinned: self.is_pinned(slot),
+        }
+    }
+}
+
+/// See the methods of [`Entries`] with these names.
+pub(crate) struct Look {
+    pub(crate) hash: u32,
+    pub(crate) cost: u64,
+    pub(crate) uses: u8,
+    pub(crate) is_pinned: bool,
 }
 
 /// Reads are counted up to here.

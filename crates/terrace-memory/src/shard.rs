@@ -10,7 +10,8 @@ use crate::budget::{Amount, Budget};
 use crate::entry::View;
 use crate::epoch::Epoch;
 use crate::index::{Index, IndexReader, Place};
-use crate::policy::{AnyOrder, Entries, Order, Touch};
+use crate::policy::{AnyOrder, Entries, Look, Order, Touch};
+use crate::prefetch;
 use crate::slot::{Life, Slot};
 use crate::slots::{Lists, Slots, SlotsReader};
 use crate::spaces::Spaces;
@@ -27,6 +28,8 @@ pub(crate) struct Common {
     pub(crate) by_bytes: bool,
     /// Negative entries may take so much of what a shard may hold.
     pub(crate) negative_percent: u64,
+    /// What they take.
+    pub(crate) negative: AtomicU64,
 }
 
 impl Common {
@@ -71,8 +74,6 @@ struct Writer<K, V> {
     lease: Amount,
     live: Amount,
     garbage: Amount,
-    /// What of `live` is negative.
-    negative: u64,
     /// Slots that were taken out since the epoch was last advanced.
     open: Vec<u32>,
     /// Slots that were taken out before this epoch.
@@ -80,6 +81,10 @@ struct Writer<K, V> {
     closed_at: u64,
     /// Lists and tables that readers may still be in, and since when not.
     old: Vec<(u64, Old<K, V>)>,
+    /// So many slots are freed at a time.
+    batch: u64,
+    /// Where to look next for dead entries that may not be evicted.
+    next_dead: u32,
     /// The last patient wait was in vain.
     is_stalled: bool,
     /// The number of entries that the order was told to expect.
@@ -103,13 +108,24 @@ pub(crate) const fn overhead<K, V>() -> u64 {
     slot as u64 + 20
 }
 
+/// What is missing for an entry.
+struct Lack {
+    /// What the entries would exceed the lease by, if there were no garbage.
+    of_lease: Amount,
+    /// The bytes by which entries and garbage would exceed it.
+    of_space: u64,
+}
+
+/// So many slots at a time are looked at for dead entries that may not be evicted.
+const DEAD_BATCH: u32 = 1024;
+
 /// What came of an attempt to make room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
     /// There is enough.
     Made,
-    /// There is not, and other shards have to make it.
-    Elsewhere,
+    /// There is not, and other shards have to give so much.
+    Elsewhere(Amount),
     /// There is not, and cannot be.
     None,
 }
@@ -126,11 +142,12 @@ impl<K, V> Shard<K, V> {
             lease: Amount::default(),
             live: Amount::default(),
             garbage: Amount::default(),
-            negative: 0,
             open: Vec::new(),
             closed: Vec::new(),
             closed_at: 0,
             old: Vec::new(),
+            batch: 4,
+            next_dead: 0,
             is_stalled: false,
             expected: entries,
             counters: Counters::default(),
@@ -202,7 +219,7 @@ impl<K, V> Reader<K, V> {
     pub(crate) unsafe fn prefetch_slot(&self, hash: u32) {
         if let Some(number) = self.index.find(hash, |_| true) {
             // SAFETY: by the contract.
-            crate::prefetch::line(unsafe { self.slots.slot(number) });
+            prefetch::line(unsafe { self.slots.slot(number) });
         }
     }
 
@@ -243,8 +260,12 @@ impl<K, V> Reader<K, V> {
         let idle = u64::from(extra.idle_millis());
         let expires = Tick(now.0.saturating_add(idle)).min(extra.until());
         // Not every read is noted, so that a hot entry is not written to all the time.
-        if expires.0 > life.expires().0.saturating_add(idle / 8) || expires == extra.until() {
-            slot.change_life(life, life.with_expires(expires));
+        let is_much = expires.0 > life.expires().0.saturating_add(idle / 8);
+        let is_last = expires == extra.until() && expires != life.expires();
+        if (is_much || is_last) && slot.change_life(life, life.with_expires(expires)) {
+            // If the end was brought forward meanwhile, whoever did so has either seen this change,
+            // and undone it, or is seen here.
+            slot.update_life(|life| life.with_expires(life.expires().min(extra.until())));
         }
     }
 }
@@ -365,50 +386,60 @@ impl<K, V> Locked<'_, K, V> {
         transfer: &mut Transfer<'_, K, V>,
     ) -> Room {
         loop {
-            let writer = &*self.writer;
-            let replaced = present.map_or(0, |(number, _)| u64::from(self.slot(number).weight()));
-            let entries = writer.live.entries + u64::from(present.is_none());
-            let bytes = writer.live.bytes - replaced + weight + self.reserve(weight);
-            let used = writer.live.bytes + writer.garbage.bytes;
-            let is_full = bytes > writer.lease.bytes || entries > writer.lease.entries;
-            let lacks = (used + weight).saturating_sub(writer.lease.bytes);
-            if !is_full && lacks == 0 && !self.has_too_much_garbage() {
+            let Lack { of_lease, of_space } = self.lack(weight, *present);
+            if of_lease == Amount::default() && of_space == 0 && !self.has_too_much_garbage() {
                 return Room::Made;
             }
-
-            let lacking = Amount {
-                bytes: bytes.saturating_sub(writer.lease.bytes).max(lacks),
-                entries: entries.saturating_sub(writer.lease.entries),
-            };
+            let lacking = Amount { bytes: of_lease.bytes.max(of_space), ..of_lease };
             if self.borrow(lacking) {
                 continue;
             }
-            if is_full {
+            if of_lease != Amount::default() {
                 if weight > self.writer.lease.bytes {
-                    return Room::Elsewhere;
+                    return Room::Elsewhere(lacking);
                 }
-                match self.evict(now) {
-                    true => continue,
-                    false if self.writer.live.entries == 0 => return Room::Elsewhere,
-                    false => return Room::None,
-                }
-            }
-            if lacks > 0 && self.writer.garbage.entries == 0 {
-                // What is to be replaced is in the way of what replaces it.
-                match present.take() {
-                    Some((number, place)) => {
-                        let cause = self.end_of(number, now).unwrap_or(Cause::Replaced);
-                        self.remove(number, place, cause);
+                if self.evict(present.map(|(number, _)| number), now) {
+                    let was_all = of_lease == Amount::entry(0) && of_space == 0;
+                    if was_all && !self.has_too_much_garbage() {
+                        return Room::Made;
                     }
-                    None => return Room::Elsewhere,
+                    continue;
                 }
+                let is_empty = self.writer.live.entries == 0;
+                return if is_empty { Room::Elsewhere(lacking) } else { Room::None };
             }
-            if !self.collect_now(transfer) && (lacks > 0 || self.has_too_much_garbage()) {
+            if of_space > 0 && self.writer.garbage.entries == 0 {
+                // What is to be replaced is in the way of what replaces it.
+                let Some((number, place)) = present.take() else {
+                    return Room::Elsewhere(lacking);
+                };
+                let cause = self.end_of(number, now).unwrap_or(Cause::Replaced);
+                self.remove(number, place, cause);
+            }
+            if !self.collect_now(transfer) && (of_space > 0 || self.has_too_much_garbage()) {
                 return Room::None;
             }
-            if lacks == 0 {
+            if of_space == 0 {
                 return Room::Made;
             }
+        }
+    }
+
+    /// What is missing for an entry of this weight that replaces the one in `present`.
+    #[inline]
+    fn lack(&self, weight: u64, present: Option<(u32, Place)>) -> Lack {
+        let writer = &*self.writer;
+        let replaced = present.map_or(0, |(number, _)| u64::from(self.slot(number).weight()));
+        let entries = writer.live.entries + u64::from(present.is_none());
+        let bytes = writer.live.bytes - replaced + weight;
+        let reserve = if self.common.by_bytes { self.reserve(weight) } else { 0 };
+        let held = writer.live.bytes + writer.garbage.bytes + weight;
+        Lack {
+            of_lease: Amount {
+                bytes: (bytes + reserve).saturating_sub(writer.lease.bytes),
+                entries: entries.saturating_sub(writer.lease.entries),
+            },
+            of_space: held.saturating_sub(writer.lease.bytes),
         }
     }
 
@@ -417,8 +448,10 @@ impl<K, V> Locked<'_, K, V> {
     fn reserve(&self, weight: u64) -> u64 {
         let writer = &*self.writer;
         let part = writer.lease.bytes / 32;
-        let average = writer.live.bytes / writer.live.entries.max(1);
-        if self.common.by_bytes && part >= 4 * average.max(weight) { part } else { 0 }
+        // Four entries of average weight, or four like the new one.
+        let is_enough =
+            part.saturating_mul(writer.live.entries) >= 4 * writer.live.bytes && part / 4 >= weight;
+        if is_enough { part } else { 0 }
     }
 
     /// Borrows from the budget; `false` when there was nothing.
@@ -444,8 +477,15 @@ impl<K, V> Locked<'_, K, V> {
         self.common.budget.give_back(spare);
     }
 
-    /// Evicts, and gives to the budget what that sets free, to `wanted` if possible.
-    pub(crate) fn give_up(&mut self, wanted: Amount, now: Tick, transfer: &mut Transfer<'_, K, V>) {
+    /// Gives to the budget what the shard does not use, at most `lacking`. Evicts until that is
+    /// `wanted`, if possible. Returns what it gave.
+    pub(crate) fn give_up(
+        &mut self,
+        wanted: Amount,
+        lacking: Amount,
+        now: Tick,
+        transfer: &mut Transfer<'_, K, V>,
+    ) -> Amount {
         loop {
             let writer = &*self.writer;
             let used = writer.live.bytes + writer.garbage.bytes;
@@ -455,7 +495,7 @@ impl<K, V> Locked<'_, K, V> {
             };
             let is_enough =
                 free.entries >= wanted.entries && free.bytes + writer.garbage.bytes >= wanted.bytes;
-            if !is_enough && self.evict(now) {
+            if !is_enough && self.evict(None, now) {
                 continue;
             }
             if free.bytes < wanted.bytes
@@ -464,44 +504,58 @@ impl<K, V> Locked<'_, K, V> {
             {
                 continue;
             }
-            let given = Amount {
-                bytes: free.bytes.min(wanted.bytes),
-                entries: free.entries.min(wanted.entries),
-            };
+            let given = free.min(lacking);
             self.writer.lease.subtract(given);
             self.common.budget.give_back(given);
-            return;
+            self.return_lease();
+            return given;
         }
     }
 
-    /// Evicts one entry. `false` when there is none that may go.
-    fn evict(&mut self, now: Tick) -> bool {
+    /// Evicts an entry, or removes dead ones. `false` when there is none that may go. The slot in
+    /// `spared` stays as it is.
+    fn evict(&mut self, spared: Option<u32>, now: Tick) -> bool {
         let common = self.common;
-        let Writer { order, slots, lease, .. } = &mut *self.writer;
-        let limit = if common.by_bytes { lease.bytes } else { lease.entries };
-        let Some(number) = order.evict(&InSlots { slots, common }, limit) else { return false };
-        let hash = self.slot(number).hash();
-        let Some((_, place)) = self.writer.index.find(hash, |found| found == number) else {
-            debug_assert!(false, "an entry is in the order and not in the index");
-            return false;
+        let writer = &mut *self.writer;
+        let limit = if common.by_bytes { writer.lease.bytes } else { writer.lease.entries };
+        let entries = InSlots { slots: &writer.slots, common };
+        let Some(number) = writer.order.evict(&entries, limit) else {
+            return self.remove_dead(spared, now);
         };
+        let hash = writer.slots.get(number).hash();
+        let is_found = writer.index.remove_slot(hash, number);
+        debug_assert!(is_found, "an entry is in the order and not in the index");
         let cause = self.end_of(number, now).unwrap_or(Cause::Evicted);
-        self.writer.index.remove(hash, place);
         self.retire(number, cause);
         true
     }
 
-    /// Whether a negative entry of this weight would be one too many.
-    pub(crate) fn is_over_quota(&self, weight: u64) -> bool {
-        let writer = &*self.writer;
-        let (lease, free) = (writer.lease, self.common.budget.free());
-        let whole = if self.common.by_bytes {
-            lease.bytes.saturating_add(free.bytes)
-        } else {
-            lease.entries.saturating_add(free.entries)
-        };
-        let quota = u128::from(whole) * u128::from(self.common.negative_percent) / 100;
-        u128::from(writer.negative + self.common.cost(weight)) > quota
+    /// Looks for dead entries among those that may not be evicted, at a limited number at a time.
+    #[cold]
+    fn remove_dead(&mut self, spared: Option<u32>, now: Tick) -> bool {
+        let end = self.end();
+        let first = if self.writer.next_dead < end { self.writer.next_dead } else { 0 };
+        self.writer.next_dead = first.saturating_add(DEAD_BATCH).min(end);
+        let dead = (first..self.writer.next_dead).filter(|number| Some(*number) != spared);
+        self.remove_those(dead, now) > 0
+    }
+
+    /// Whether a negative entry of this weight in place of the one in `present` would be one too
+    /// many. All shards count together.
+    pub(crate) fn is_over_quota(&self, weight: u64, present: Option<(u32, Place)>) -> bool {
+        let common = self.common;
+        let replaced = present.map_or(0, |(number, _)| self.negative_cost(number));
+        let negative = common.negative.load(Relaxed).saturating_sub(replaced);
+        let max = common.budget.max();
+        let whole = if common.by_bytes { max.bytes } else { max.entries };
+        let quota = u128::from(whole) * u128::from(common.negative_percent) / 100;
+        u128::from(negative.saturating_add(common.cost(weight))) > quota
+    }
+
+    /// What an entry counts in the quota of negative ones.
+    fn negative_cost(&self, number: u32) -> u64 {
+        let slot = self.slot(number);
+        if slot.life().is_negative() { self.common.cost(slot.weight().into()) } else { 0 }
     }
 
     /// Stores an entry, in place of the one in `present`. Room has been made.
@@ -527,10 +581,10 @@ impl<K, V> Locked<'_, K, V> {
             return Err((key, value));
         };
 
+        writer.slots.set_extra(number, attributes);
         let slot = writer.slots.get(number);
         // SAFETY: the slot was claimed, so it is empty and in no index.
         unsafe { slot.fill(key, value, hash, weight, attributes.pinned) };
-        writer.slots.set_extra(number, attributes);
         slot.set_life(Life::new(attributes, now, common.spaces.generation()));
         if writer.order.touch() == Touch::Time {
             let clock = reader.clock.load(Relaxed).wrapping_add(1);
@@ -538,7 +592,7 @@ impl<K, V> Locked<'_, K, V> {
         }
         writer.live.add(Amount::entry(weight.into()));
         if attributes.negative {
-            writer.negative += common.cost(weight.into());
+            common.negative.fetch_add(common.cost(weight.into()), Relaxed);
         }
         writer.counters.inserts += 1;
 
@@ -565,7 +619,7 @@ impl<K, V> Locked<'_, K, V> {
                 writer.order.insert(&InSlots { slots: &writer.slots, common }, number);
             }
         }
-        self.tidy(transfer);
+        self.free_some(transfer);
         Ok(())
     }
 }
@@ -592,8 +646,12 @@ impl<K, V> Locked<'_, K, V> {
 
     /// Removes those of these slots that are dead, and says how many.
     pub(crate) fn sweep(&mut self, numbers: Range<u32>, now: Tick) -> usize {
+        self.remove_those(numbers.start..numbers.end.min(self.end()), now)
+    }
+
+    fn remove_those(&mut self, numbers: impl Iterator<Item = u32>, now: Tick) -> usize {
         let mut removed = 0;
-        for number in numbers.start..numbers.end.min(self.end()) {
+        for number in numbers {
             if self.slot(number).is_live()
                 && let Some(cause) = self.end_of(number, now)
             {
@@ -606,15 +664,20 @@ impl<K, V> Locked<'_, K, V> {
 
     /// Changes when an entry expires.
     pub(crate) fn set_expires(&mut self, number: u32, expires: Tick, now: Tick) {
-        let life = self.slot(number).life();
-        let mut next = expires;
-        if life.is_idle()
-            && let Some(extra) = self.writer.slots.extra(number)
-        {
+        let slot = self.slot(number);
+        let extra = self.writer.slots.extra(number).filter(|_| slot.life().is_idle());
+        if let Some(extra) = extra {
+            let idle = now.0.saturating_add(extra.idle_millis().into());
+            let until = extra.until();
             extra.set_until(expires);
-            next = Tick(now.0.saturating_add(extra.idle_millis().into())).min(expires);
+            slot.update_life(|life| {
+                // How long it was not used is not known if it would have expired before that.
+                let unused = if life.expires() < until { life.expires() } else { Tick(idle) };
+                life.with_expires(unused.min(expires))
+            });
+        } else {
+            slot.set_life(slot.life().with_expires(expires));
         }
-        self.slot(number).set_life(life.with_expires(next));
         let common = self.common;
         let Writer { order, slots, .. } = &mut *self.writer;
         order.expires_changed(&InSlots { slots, common }, number);
@@ -622,8 +685,8 @@ impl<K, V> Locked<'_, K, V> {
 
     /// Puts an entry into the present generation.
     pub(crate) fn refresh(&self, number: u32) {
-        let slot = self.slot(number);
-        slot.set_life(slot.life().with_generation(self.common.spaces.generation()));
+        let generation = self.common.spaces.generation();
+        self.slot(number).update_life(|life| life.with_generation(generation));
     }
 
     /// An entry has been taken out of the index and the order: its slot waits until no reader can
@@ -637,7 +700,7 @@ impl<K, V> Locked<'_, K, V> {
         writer.live.subtract(amount);
         writer.garbage.add(amount);
         if slot.life().is_negative() {
-            writer.negative -= common.cost(amount.bytes);
+            common.negative.fetch_sub(common.cost(amount.bytes), Relaxed);
         }
         writer.counters.left(cause);
         // The order has no use for the region any more.
@@ -650,24 +713,32 @@ impl<K, V> Locked<'_, K, V> {
 impl<K, V> Locked<'_, K, V> {
     /// How many slots are freed at a time: often enough that little waits, seldom enough that
     /// finding out about readers costs each entry little.
-    fn batch(&self) -> u64 {
+    fn set_batch(&mut self) {
         let live = self.writer.live.entries;
-        if self.common.by_bytes { (live / 128).clamp(4, 1024) } else { (live / 16).clamp(16, 1024) }
+        let part = if self.common.by_bytes { live / 128 } else { live / 16 };
+        self.writer.batch = part.clamp(if self.common.by_bytes { 4 } else { 16 }, 1024);
     }
 
+    #[inline]
     fn has_much_garbage(&self) -> bool {
-        self.writer.open.len() as u64 >= self.batch()
+        self.writer.open.len() as u64 >= self.writer.batch
     }
 
     /// Where bytes are not bounded, garbage has to be.
+    #[inline]
     fn has_too_much_garbage(&self) -> bool {
-        self.writer.garbage.entries >= 8 * self.batch()
+        self.writer.garbage.entries >= 8 * self.writer.batch
     }
 
     /// Frees what waits, if it is much, or if somebody wants to be told of it soon; and gives back
     /// what is left over.
     pub(crate) fn tidy(&mut self, transfer: &mut Transfer<'_, K, V>) {
+        self.free_some(transfer);
         self.return_lease();
+    }
+
+    #[inline]
+    fn free_some(&mut self, transfer: &mut Transfer<'_, K, V>) {
         if transfer.has_listener() {
             self.collect_all(transfer);
         } else if self.has_much_garbage() {
@@ -747,6 +818,7 @@ impl<K, V> Locked<'_, K, V> {
             writer.slots.release(number);
         }
         writer.old.retain(|(since, _)| !epoch.is_settled(*since));
+        self.set_batch();
     }
 }
 
@@ -789,8 +861,9 @@ impl<K, V> Locked<'_, K, V> {
         writer.old.extend(old.map(|old| (since, old)));
     }
 
-    /// Panics unless everything inside agrees, and returns what is borrowed.
-    pub(crate) fn validate(&self) -> Amount {
+    /// Panics unless everything inside agrees. Returns what is borrowed, and what the negative
+    /// entries take.
+    pub(crate) fn validate(&self) -> (Amount, u64) {
         let writer = &*self.writer;
         let mut live = Amount::default();
         let mut negative = 0;
@@ -803,13 +876,10 @@ impl<K, V> Locked<'_, K, V> {
             let found = self.find(slot.hash(), &Same(self.key(number)));
             assert_eq!(found.map(|found| found.0), Some(number), "an entry cannot be found");
             live.add(Amount::entry(slot.weight().into()));
-            if slot.life().is_negative() {
-                negative += self.common.cost(slot.weight().into());
-            }
+            negative += self.negative_cost(number);
         }
         assert!(self.live_in(0..self.end()).eq(numbers.iter().copied()), "an entry is lost");
         assert_eq!(live, writer.live, "what lives is miscounted");
-        assert_eq!(negative, writer.negative, "what is negative is miscounted");
         let mut garbage = Amount::default();
         for &number in writer.open.iter().chain(&writer.closed) {
             let slot = self.slot(number);
@@ -820,7 +890,7 @@ impl<K, V> Locked<'_, K, V> {
         assert!(live.bytes + garbage.bytes <= writer.lease.bytes, "more is held than borrowed");
         assert!(live.entries <= writer.lease.entries, "more is held than borrowed");
         writer.order.validate(&InSlots { slots: &writer.slots, common: self.common }, &numbers);
-        writer.lease
+        (writer.lease, negative)
     }
 }
 
@@ -928,5 +998,12 @@ impl<K, V> Entries for InSlots<'_, K, V> {
 
     fn slots(&self) -> u32 {
         self.slots.end()
+    }
+
+    #[inline]
+    fn look(&self, slot: u32) -> Look {
+        let slot = self.slots.get(slot);
+        let cost = self.common.cost(slot.weight().into());
+        Look { hash: slot.hash(), cost, uses: slot.uses(), is_pinned: slot.is_pinned() }
     }
 }

@@ -5,7 +5,9 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::policy::MOST_USES;
 use crate::{Attributes, Tick};
@@ -157,24 +159,38 @@ impl<K, V> Slot<K, V> {
         self.life.load(Relaxed) & (IS_FULL | IS_RETIRED) == IS_FULL
     }
 
-    /// The entry can be found no more, but readers may hold it.
+    /// The entry can be found no more, but readers may hold it. Under the lock of the shard only. A
+    /// reader that puts off its end at the same time is overruled: the end does not matter any more.
     pub(crate) fn retire(&self) {
-        self.life.fetch_or(IS_RETIRED, Relaxed);
+        self.life.store(self.life.load(Relaxed) | IS_RETIRED, Relaxed);
     }
 
     #[inline(always)]
     pub(crate) fn life(&self) -> Life {
-        Life(self.life.load(Relaxed))
+        Life(self.life.load(Acquire))
     }
 
+    /// Under the lock of the shard only. Release: who sees this life sees the generation that it
+    /// is of.
     pub(crate) fn set_life(&self, life: Life) {
-        self.life.store(life.0, Relaxed);
+        self.life.store(life.0, Release);
     }
 
-    /// Changes the life unless it is another one by now.
-    pub(crate) fn change_life(&self, from: Life, to: Life) {
-        // Who loses has met somebody who knew better, or as well.
-        let _ = self.life.compare_exchange(from.0, to.0, Relaxed, Relaxed);
+    /// Changes the life unless it is another one by now, and says whether it did. Who loses has
+    /// met somebody who knew better, or as well.
+    pub(crate) fn change_life(&self, from: Life, to: Life) -> bool {
+        self.life.compare_exchange(from.0, to.0, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Changes the life, whatever others do to it meanwhile. It is written to even if it stays the
+    /// same, so that of two who call this, one sees all that the other did before.
+    pub(crate) fn update_life(&self, change: impl Fn(Life) -> Life) {
+        let mut life = self.life.load(Relaxed);
+        while let Err(changed) =
+            self.life.compare_exchange_weak(life, change(Life(life)).0, AcqRel, Relaxed)
+        {
+            life = changed;
+        }
     }
 
     pub(crate) fn weight(&self) -> u32 {

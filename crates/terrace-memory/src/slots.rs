@@ -151,6 +151,8 @@ pub(crate) struct Slots<K, V> {
     fresh: u32,
     free: Vec<u32>,
     touch: Touch,
+    /// Whether any entry ever had what few have.
+    has_extras: bool,
 }
 
 /// Lists of segments, and of what is beside them.
@@ -167,7 +169,7 @@ impl<K, V> Slots<K, V> {
 
     fn empty(touch: Touch) -> Self {
         let lists = Lists { segments: Box::default(), columns: Box::default() };
-        Self { lists, segments: 0, fresh: 0, free: Vec::new(), touch }
+        Self { lists, segments: 0, fresh: 0, free: Vec::new(), touch, has_extras: false }
     }
 
     /// Begins anew without slots. Returns the slots that readers may still look for.
@@ -229,7 +231,17 @@ impl<K, V> Slots<K, V> {
     }
 
     /// Keeps what few entries have. Before the slot can be found.
-    pub(crate) fn set_extra(&self, slot: u32, attributes: &Attributes) {
+    #[inline]
+    pub(crate) fn set_extra(&mut self, slot: u32, attributes: &Attributes) {
+        if attributes.has_extra() {
+            self.has_extras = true;
+        }
+        if self.has_extras {
+            self.set_extra_in_column(slot, attributes);
+        }
+    }
+
+    fn set_extra_in_column(&self, slot: u32, attributes: &Attributes) {
         let Some(columns) = self.lists.columns.get(segment::<K, V>(slot)) else { return };
         if attributes.has_extra() && columns.extras.load(Relaxed).is_null() {
             columns.extras.store(column(Extra::default, shift::<K, V>()), Release);
@@ -246,13 +258,14 @@ impl<K, V> Slots<K, V> {
 
     /// A slot, empty or full.
     #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "slots are below their number")]
     pub(crate) fn get(&self, slot: u32) -> &Slot<K, V> {
-        debug_assert!(slot < self.fresh, "no such slot");
-        let slots = self.lists.segments[segment::<K, V>(slot)].load(Relaxed);
-        assert!(!slots.is_null(), "no such slot");
-        // SAFETY: the segment is there, is that long, and lives as long as this.
-        unsafe { &*slots.add(offset::<K, V>(slot)) }
+        assert!(slot < self.fresh, "no such slot");
+        // SAFETY: a slot below `fresh` is in a segment that is in the list, and that is as long as
+        // all of them and lives as long as this.
+        unsafe {
+            let slots = self.lists.segments.get_unchecked(segment::<K, V>(slot)).load(Relaxed);
+            &*slots.add(offset::<K, V>(slot))
+        }
     }
 
     /// See [`SlotsReader::touched`].

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 
 use hashbrown::HashMap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::slot::Life;
 
@@ -43,21 +43,40 @@ impl Spaces {
         self.removed.read().get(&space).is_some_and(|&removed| generation < removed)
     }
 
-    /// Removes a space. `renew` is called when generations have run out: it has to remove what is
-    /// dead, and to put all else into generation 0.
-    pub(crate) fn remove(&self, space: u32, renew: impl FnOnce()) {
-        let _removing = self.removing.lock();
-        if self.generation() == u16::MAX {
-            // First, so that no entry is stored in the last generation behind the back of `renew`.
-            // Meanwhile entries of spaces that were ever removed look older than they are: some
-            // are lost, once in 65,535 removals, and none is found that should not be.
-            self.plain.store(Life::plain(0), Release);
-            renew();
-            self.removed.write().clear();
-        }
-        let next = self.generation() + 1;
+    /// Begins the removal of a space. One at a time: others wait.
+    pub(crate) fn removal(&self) -> Removal<'_> {
+        Removal { spaces: self, _removing: self.removing.lock() }
+    }
+}
+
+/// The removal of a space, under way.
+pub(crate) struct Removal<'a> {
+    spaces: &'a Spaces,
+    _removing: MutexGuard<'a, ()>,
+}
+
+impl Removal<'_> {
+    /// Whether the present generation is the last one.
+    pub(crate) fn has_run_out(&self) -> bool {
+        self.spaces.generation() == u16::MAX
+    }
+
+    /// Begins anew with generation 0. All entries have to be of the last one, and no reader left
+    /// who found one of an earlier generation.
+    pub(crate) fn begin_anew(&self) {
+        self.spaces.plain.store(Life::plain(0), Release);
+    }
+
+    /// Forgets what was removed when. All entries have to be of generation 0.
+    pub(crate) fn forget(&self) {
+        self.spaces.removed.write().clear();
+    }
+
+    /// Removes a space.
+    pub(crate) fn finish(self, space: u32) {
+        let next = self.spaces.generation().saturating_add(1);
         // Before the entries are judged by it.
-        self.removed.write().insert(space, next);
-        self.plain.store(Life::plain(next), Release);
+        self.spaces.removed.write().insert(space, next);
+        self.spaces.plain.store(Life::plain(next), Release);
     }
 }

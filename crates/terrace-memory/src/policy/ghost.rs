@@ -9,20 +9,22 @@ pub(crate) struct Ghost {
     buckets: Box<[Bucket]>,
 }
 
-/// From the newest fingerprint to the oldest; 0 stands for none.
-type Bucket = [u16; WAYS];
+/// From the newest fingerprint to the oldest; 0 stands for none. In one cache line.
+#[derive(Clone, Copy, Default)]
+#[repr(align(32))]
+struct Bucket([u16; WAYS]);
 
 const WAYS: usize = 16;
 
 impl Ghost {
     /// For a shard of so many entries: it remembers a fifth more.
     pub(crate) fn new(entries: usize) -> Self {
-        Self { buckets: vec![[0; WAYS]; buckets(entries)].into() }
+        Self { buckets: vec![Bucket::default(); buckets(entries)].into() }
     }
 
     /// Remembers a key by 24 bits of its hash.
     pub(crate) fn push(&mut self, hash: u32) {
-        let Some(bucket) = self.bucket(hash) else { return };
+        let Some(Bucket(bucket)) = self.bucket(hash) else { return };
         bucket.copy_within(..WAYS - 1, 1);
         bucket[0] = fingerprint(hash);
     }
@@ -30,7 +32,7 @@ impl Ghost {
     /// Forgets a key. Whether it was remembered.
     pub(crate) fn take(&mut self, hash: u32) -> bool {
         let wanted = fingerprint(hash);
-        let Some(bucket) = self.bucket(hash) else { return false };
+        let Some(Bucket(bucket)) = self.bucket(hash) else { return false };
         // Most keys are not there. A loop without an early end is a few vector instructions.
         if !bucket.iter().fold(false, |any, &found| any | (found == wanted)) {
             return false;
@@ -53,8 +55,12 @@ impl Ghost {
     }
 
     fn bucket(&mut self, hash: u32) -> Option<&mut Bucket> {
-        let at = (u64::from(hash) * self.buckets.len() as u64) >> 24;
-        self.buckets.get_mut(usize::try_from(at).ok()?)
+        let at = self.at(hash);
+        self.buckets.get_mut(at)
+    }
+
+    fn at(&self, hash: u32) -> usize {
+        ((u64::from(hash) * self.buckets.len() as u64) >> 24) as usize
     }
 }
 

@@ -8,7 +8,7 @@ use std::mem;
 
 use super::ghost::Ghost;
 use super::sketch::Sketch;
-use super::{Entries, MOST_USES};
+use super::{Entries, Look, MOST_USES};
 
 #[cfg(test)]
 pub(crate) mod model;
@@ -26,8 +26,10 @@ pub(crate) struct Queues {
     /// The slot at which the search for the next victim begins.
     hand: u32,
     ghost: Ghost,
-    /// Only there for rules that ask it.
+    /// Only there for rules that ask it, and only told of what happens while one of them is in
+    /// force: whether it was told before makes next to no difference.
     sketch: Option<Sketch>,
+    counts: bool,
     random: u64,
     /// What the shard could hold when it was full last.
     limit: u64,
@@ -64,6 +66,7 @@ impl Queues {
             hand: 0,
             ghost: Ghost::new(entries),
             sketch: with_sketch.then(|| Sketch::new(entries)),
+            counts: false,
             random: 0x9e37_79b9_7f4a_7c15,
             limit: 0,
             is_full: false,
@@ -72,12 +75,13 @@ impl Queues {
 
     pub(crate) fn insert(&mut self, entries: &impl Entries, slot: u32, rule: Rule) {
         let (hash, cost) = (entries.hash(slot), entries.cost(slot));
+        self.counts = rule != Rule::S3Fifo;
         self.count(hash, 1);
-        let is_known = self.ghost.take(hash);
+        let is_known = rule == Rule::S3Fifo && self.ghost.take(hash);
         if !mem::take(&mut self.is_full) {
             self.overflow(entries, cost, rule);
         }
-        if is_known && rule == Rule::S3Fifo {
+        if is_known {
             self.enter_main(entries, slot, cost);
         } else {
             entries.set_region(slot, WINDOW);
@@ -115,6 +119,7 @@ impl Queues {
     pub(crate) fn evict(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
         self.limit = limit;
         self.is_full = true;
+        self.counts = rule != Rule::S3Fifo;
         let target = rule.window(limit);
         let mut is_shrunk = false;
         let mut has_victims = self.main > 0;
@@ -127,31 +132,31 @@ impl Queues {
                 }
                 continue;
             }
-            let candidate = self.pop_window(entries)?;
-            if entries.is_pinned(candidate) {
-                self.enter_main(entries, candidate, entries.cost(candidate));
+            let (candidate, look) = self.pop_window(entries)?;
+            let Look { hash, cost, uses, is_pinned } = look;
+            if is_pinned {
+                self.enter_main(entries, candidate, cost);
                 continue;
             }
-            let (hash, uses) = (entries.hash(candidate), entries.uses(candidate));
             self.count(hash, uses);
             if !has_victims {
                 return Some(self.evict_candidate(entries, candidate, hash));
             }
             match rule {
-                Rule::S3Fifo if uses > 0 => self.promote(entries, candidate),
+                Rule::S3Fifo if uses > 0 => self.promote(entries, candidate, cost),
                 Rule::S3Fifo => return Some(self.evict_candidate(entries, candidate, hash)),
                 // After a change of the rule, the window shrinks to its size by one entry per call.
                 Rule::TinyLfu { .. }
                     if self.window_cost / 2 >= target && !mem::replace(&mut is_shrunk, true) =>
                 {
-                    self.promote(entries, candidate);
+                    self.promote(entries, candidate, cost);
                 }
                 Rule::TinyLfu { .. } => {
                     let victim = self.victim(entries);
                     if let Some(victim) = victim
                         && self.is_preferred(hash, entries.hash(victim))
                     {
-                        self.promote(entries, candidate);
+                        self.promote(entries, candidate, cost);
                         return Some(self.evict_main(entries, victim));
                     }
                     return Some(self.evict_candidate(entries, candidate, hash));
@@ -199,8 +204,8 @@ impl Queues {
             if self.window_cost + cost <= target {
                 return;
             }
-            let Some(oldest) = self.pop_window(entries) else { return };
-            self.promote(entries, oldest);
+            let Some((oldest, look)) = self.pop_window(entries) else { return };
+            self.promote(entries, oldest, look.cost);
         }
     }
 
@@ -252,23 +257,26 @@ impl Queues {
     }
 
     fn count(&mut self, hash: u32, uses: u8) {
-        if let Some(sketch) = &mut self.sketch {
+        if self.counts
+            && let Some(sketch) = &mut self.sketch
+        {
             for _ in 0..uses {
                 sketch.add(hash);
             }
         }
     }
 
-    fn pop_window(&mut self, entries: &impl Entries) -> Option<u32> {
+    fn pop_window(&mut self, entries: &impl Entries) -> Option<(u32, Look)> {
         let slot = self.window.pop_front()?;
-        self.window_cost -= entries.cost(slot);
-        Some(slot)
+        let look = entries.look(slot);
+        self.window_cost -= look.cost;
+        Some((slot, look))
     }
 
     /// Passes an entry from the window to the main part, where it has to be used anew.
-    fn promote(&mut self, entries: &impl Entries, slot: u32) {
+    fn promote(&mut self, entries: &impl Entries, slot: u32, cost: u64) {
         entries.set_uses(slot, 0);
-        self.enter_main(entries, slot, entries.cost(slot));
+        self.enter_main(entries, slot, cost);
     }
 
     fn enter_main(&mut self, entries: &impl Entries, slot: u32, cost: u64) {
@@ -486,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_candidate_that_is_used_less_wins_seldom() {
-        let mut queues = Queues::new(100, true);
+        let mut queues = Queues { counts: true, ..Queues::new(100, true) };
         let (victim, warm, cold) = (0xff_0000, 0x80_0000, 0x10_0000);
         queues.count(victim, 15);
         queues.count(warm, 6);

@@ -213,3 +213,22 @@ fn settle(cache: &Memory<u64, u64>) {
     cache.clear();
     assert_eq!(cache.bytes(), 0);
 }
+
+#[test]
+fn a_small_cache_of_many_shards_is_full_when_much_was_stored() {
+    let few = Memory::builder().max_entries(200).shards(64).build();
+    for key in 0..20_000_u64 {
+        assert_eq!(few.insert(key, key, PLAIN, NOW), Insert::Stored);
+        if key >= 1_000 {
+            assert!(few.len() >= 195, "{} entries", few.len());
+        }
+    }
+    let bytes = weighed::<u64>(10_000, 64).build();
+    for key in 0..20_000 {
+        assert_eq!(bytes.insert(key, 100, PLAIN, NOW), Insert::Stored);
+        if key >= 1_000 {
+            assert!(bytes.len() >= 95, "{} entries", bytes.len());
+        }
+    }
+    bytes.validate();
+}

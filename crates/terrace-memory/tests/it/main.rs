@@ -11,10 +11,23 @@
 
 mod basics;
 mod bound;
+mod collide;
+mod compute;
+mod entries;
 mod expiry;
+mod hottest;
+mod idle;
+mod many;
 mod model;
+mod negative;
 mod panic;
+mod pinned;
+mod policies;
 mod replace_if;
+mod space;
+mod stalled;
+mod support;
+mod threads;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -50,8 +50,13 @@ impl Model {
     }
 
     fn insert(&mut self, slot: u32, entry: Entry, rule: Rule) {
-        self.sketch.add(entry.hash);
-        let is_known = self.ghost.take(entry.hash);
+        let is_known = match rule {
+            Rule::S3Fifo => self.ghost.take(entry.hash),
+            Rule::TinyLfu { .. } => {
+                self.sketch.add(entry.hash);
+                false
+            }
+        };
         if !self.is_full {
             let total = self.entries.values().map(|entry| entry.cost).sum::<u64>() + entry.cost;
             let target = target(rule, total.max(self.limit));
@@ -64,7 +69,7 @@ impl Model {
         }
         self.is_full = false;
         self.entries.insert(slot, entry);
-        if is_known && rule == Rule::S3Fifo {
+        if is_known {
             self.main.insert(slot);
         } else {
             self.window.push(slot);
@@ -95,7 +100,7 @@ impl Model {
         let mut has_victims = !self.main.is_empty();
         loop {
             if has_victims && self.window_cost() < target {
-                let Some(victim) = self.victim(slots) else {
+                let Some(victim) = self.victim(slots, rule) else {
                     has_victims = false;
                     continue;
                 };
@@ -112,8 +117,8 @@ impl Model {
                 self.main.insert(candidate);
                 continue;
             }
-            for _ in 0..uses {
-                self.sketch.add(hash);
+            if rule != Rule::S3Fifo {
+                (0..uses).for_each(|_| self.sketch.add(hash));
             }
             let mut leaves = candidate;
             if has_victims && rule == Rule::S3Fifo && uses > 0 {
@@ -126,7 +131,7 @@ impl Model {
                     self.promote(candidate);
                     continue;
                 }
-                if let Some(victim) = self.victim(slots)
+                if let Some(victim) = self.victim(slots, rule)
                     && self.is_preferred(hash, self.entries[&victim].hash)
                 {
                     self.promote(candidate);
@@ -158,7 +163,7 @@ impl Model {
         self.main.insert(slot);
     }
 
-    fn victim(&mut self, slots: u32) -> Option<u32> {
+    fn victim(&mut self, slots: u32, rule: Rule) -> Option<u32> {
         if self.hand >= slots {
             self.hand = 0;
         }
@@ -179,7 +184,9 @@ impl Model {
                 return Some(slot);
             }
             *uses -= 1;
-            self.sketch.add(*hash);
+            if rule != Rule::S3Fifo {
+                self.sketch.add(*hash);
+            }
         }
         None
     }
