@@ -118,10 +118,10 @@ fn an_entry_may_move_to_another_space() {
 
 #[test]
 fn what_was_removed_makes_room_and_is_told_of() {
-    let told = std::sync::Arc::new(crate::Counter::default());
+    let told = Arc::new(crate::Counter::default());
     let cache = weighed::<u64>(10_000, 1)
         .listener({
-            let told = std::sync::Arc::clone(&told);
+            let told = Arc::clone(&told);
             move |_, _, cause| {
                 assert_eq!(cause, Cause::Removed);
                 told.add();
