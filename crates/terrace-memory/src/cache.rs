@@ -84,6 +84,9 @@ const SHIFT: u32 = u64::BITS - MAX_SHARD_BITS - HASH_BITS;
 /// How often a store asks the other shards for room.
 const ROUNDS: usize = 64;
 
+/// How often [`Memory::remove_space`] waits for readers when generations have run out.
+const PATIENCE: usize = 100;
+
 /// So many keys of [`Memory::get_many`] are looked up at a time.
 const MANY: usize = 16;
 
@@ -271,22 +274,25 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     #[cold]
     fn is_odd_alive(&self, _pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>) -> bool {
         let spaces = &self.common.spaces;
-        let generation = spaces.generation();
-        let life = slot.life();
-        if life.generation() == generation {
-            return true;
-        }
         // SAFETY: the slot was found while the epoch was pinned, as it is.
         let space = unsafe { self.shard(hash).reader.0.space(number) };
-        if spaces.is_removed(space, life.generation()) {
-            return false;
+        loop {
+            let generation = spaces.generation();
+            let life = slot.life();
+            if life.generation() == generation {
+                return true;
+            }
+            let is_removed = spaces.is_removed(space, life.generation());
+            if spaces.generation() < generation {
+                // Generations began anew meanwhile.
+                continue;
+            }
+            if !is_removed {
+                // It need not be looked up again until the next space is removed.
+                slot.change_life(life, life.with_generation(generation));
+            }
+            return !is_removed;
         }
-        // It need not be looked up again until the next space is removed. If generations began
-        // anew meanwhile, the one above is none that the entry may be given.
-        if spaces.generation() >= generation {
-            slot.change_life(life, life.with_generation(generation));
-        }
-        true
     }
 
     #[inline(always)]
@@ -674,7 +680,8 @@ impl<K, V, S> Memory<K, V, S> {
         let removal = self.common.spaces.removal();
         if removal.has_run_out() {
             self.renew(&mut transfer);
-            if !self.common.epoch.settle_patiently(self.common.epoch.advance()) {
+            let (epoch, since) = (&self.common.epoch, self.common.epoch.advance());
+            if !(0..PATIENCE).any(|_| epoch.settle_patiently(since)) {
                 // A reader that holds on might put an entry back into a generation to come.
                 self.in_each_shard(&mut transfer, |locked| locked.clear());
             }

@@ -215,6 +215,8 @@ pub(crate) struct Index {
     groups: Box<[Group]>,
     size: Size,
     len: u32,
+    /// It has to grow before there are more entries than this.
+    most: u32,
 }
 
 impl Index {
@@ -234,7 +236,8 @@ impl Index {
     }
 
     fn with_size(size: Size) -> Self {
-        Self { groups: (0..size.groups()).map(|_| Group::empty()).collect(), size, len: 0 }
+        let groups = (0..size.groups()).map(|_| Group::empty()).collect();
+        Self { groups, size, len: 0, most: size.entries() }
     }
 
     fn publish(&self, reader: &IndexReader) {
@@ -252,18 +255,19 @@ impl Index {
     }
 
     /// The slot that `is_it`, with its place.
+    #[inline]
     pub(crate) fn find(
         &self,
         hash: u32,
         mut is_it: impl FnMut(u32) -> bool,
     ) -> Option<(u32, Place)> {
-        let (first, tag) = (home(hash, self.size.groups()), tag(hash));
+        let (first, tag) = (self.home(hash), tag(hash));
         let mut group = first;
         loop {
             match self.group(group).find(tag, &mut is_it) {
                 Ok((slot, lane)) => return Some((slot, Place { group, lane })),
                 Err(0) => return None,
-                Err(_) => group = next(group, self.size.groups()),
+                Err(_) => group = next(group, self.count()),
             }
             if group == first {
                 return None;
@@ -278,8 +282,9 @@ impl Index {
     }
 
     /// Adds a slot. There has to be room: see [`Index::grow`].
+    #[inline]
     pub(crate) fn insert(&mut self, hash: u32, slot: u32) {
-        let mut group = home(hash, self.size.groups());
+        let mut group = self.home(hash);
         loop {
             if let Some(lane) = self.group(group).empty_lane() {
                 self.group(group).set(lane, tag(hash), slot);
@@ -287,21 +292,23 @@ impl Index {
                 return;
             }
             self.group(group).count_past(true);
-            group = next(group, self.size.groups());
+            group = next(group, self.count());
         }
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, hash: u32, place: Place) {
         self.group(place.group).set_tag(usize::from(place.lane), 0);
-        let mut group = home(hash, self.size.groups());
+        let mut group = self.home(hash);
         while group != place.group {
             self.group(group).count_past(false);
-            group = next(group, self.size.groups());
+            group = next(group, self.count());
         }
         self.len -= 1;
     }
 
     /// Removes a slot; `false` if it is not there.
+    #[inline]
     pub(crate) fn remove_slot(&mut self, hash: u32, slot: u32) -> bool {
         match self.find(hash, |found| found == slot) {
             Some((_, place)) => {
@@ -312,18 +319,22 @@ impl Index {
         }
     }
 
-    /// Makes room for one more entry, if there is none: `hash_of` tells the hash of a slot. The
-    /// index grows by three quarters, but not beyond the entries that are `expected`, as long as
-    /// there are no more; then by a quarter. Returns the table that readers may still be in.
+    /// Whether it has to grow before one more entry is added.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.len >= self.most
+    }
+
+    /// Makes room for more entries: `hash_of` tells the hash of a slot. The index grows by three
+    /// quarters, but not beyond the entries that are `expected`, as long as there are no more;
+    /// then by a quarter. Returns the table that readers may still be in.
+    #[cold]
     pub(crate) fn grow(
         &mut self,
         reader: &IndexReader,
         expected: u32,
         hash_of: impl Fn(u32) -> u32,
-    ) -> Option<Self> {
-        if self.len < self.size.entries() {
-            return None;
-        }
+    ) -> Self {
         let more = Size((self.size.0 + 3).min(Size::MAX.0));
         let next = Size((self.size.0 + 1).min(Size::MAX.0));
         let mut grown = Self::with_size(more.min(Size::for_entries(expected)).max(next));
@@ -331,7 +342,7 @@ impl Index {
             grown.insert(hash_of(slot), slot);
         }
         grown.publish(reader);
-        Some(mem::replace(self, grown))
+        mem::replace(self, grown)
     }
 
     /// The slots in the index, in no order.
@@ -342,6 +353,17 @@ impl Index {
                 (word >> (lane % LANES_IN_WORD * 8) & 0xFF != 0).then(|| slot.load(Relaxed))
             })
         })
+    }
+
+    /// How many groups there are.
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.groups.len() as u32
+    }
+
+    #[inline(always)]
+    fn home(&self, hash: u32) -> u32 {
+        home(hash, self.count())
     }
 
     #[inline(always)]
@@ -391,7 +413,9 @@ mod tests {
         let mut old = Vec::new();
         let count = 20_000;
         for slot in 0..count {
-            old.extend(index.grow(&reader, 19_000, hash));
+            if index.is_full() {
+                old.push(index.grow(&reader, 19_000, hash));
+            }
             index.insert(hash(slot), slot);
         }
         let found = |index: &Index, slot| {

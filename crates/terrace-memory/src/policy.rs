@@ -81,7 +81,8 @@ pub(crate) trait Entries {
     fn expires(&self, slot: u32) -> u64;
     /// Whether the entry must not be evicted.
     fn is_pinned(&self, slot: u32) -> bool;
-    /// What the order last noted about the entry: a number below 4; 0 when it is inserted.
+    /// What the order last noted about the entry: a number below 4; 0 when it is inserted, and for
+    /// a slot without an entry in the order.
     fn region(&self, slot: u32) -> u8;
     /// Notes a number below 4 about the entry.
     fn set_region(&self, slot: u32, region: u8);
@@ -201,6 +202,7 @@ macro_rules! each {
 }
 
 impl Order for AnyOrder {
+    #[inline]
     fn insert(&mut self, entries: &impl Entries, slot: u32) {
         each!(self, order => order.insert(entries, slot));
     }
@@ -213,6 +215,7 @@ impl Order for AnyOrder {
         each!(self, order => order.remove(entries, slot));
     }
 
+    #[inline]
     fn evict(&mut self, entries: &impl Entries, limit: u64) -> Option<u32> {
         each!(self, order => order.evict(entries, limit))
     }

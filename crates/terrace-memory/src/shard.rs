@@ -33,6 +33,7 @@ pub(crate) struct Common {
 }
 
 impl Common {
+    #[inline]
     fn cost(&self, weight: u64) -> u64 {
         if self.by_bytes { weight } else { 1 }
     }
@@ -290,6 +291,7 @@ impl<K, V> Drop for Locked<'_, K, V> {
 /// Looking.
 impl<K, V> Locked<'_, K, V> {
     /// The slot of a key and its place in the index; expired or not.
+    #[inline]
     pub(crate) fn find<Q>(&self, hash: u32, key: &Q) -> Option<(u32, Place)>
     where
         Q: Equivalent<K> + ?Sized,
@@ -308,6 +310,7 @@ impl<K, V> Locked<'_, K, V> {
         &mut self.writer.counters
     }
 
+    #[inline]
     pub(crate) fn slot(&self, number: u32) -> &Slot<K, V> {
         self.writer.slots.get(number)
     }
@@ -328,11 +331,13 @@ impl<K, V> Locked<'_, K, V> {
     }
 
     /// Whether an entry has neither expired nor was removed with its space.
+    #[inline]
     pub(crate) fn is_alive(&self, number: u32, now: Tick) -> bool {
         self.end_of(number, now).is_none()
     }
 
     /// Why an entry is dead that is still here; `None` if it is not.
+    #[inline]
     pub(crate) fn end_of(&self, number: u32, now: Tick) -> Option<Cause> {
         let life = self.slot(number).life();
         if life.is_expired(now) {
@@ -360,6 +365,7 @@ impl<K, V> Locked<'_, K, V> {
 impl<K, V> Locked<'_, K, V> {
     /// Makes room for an entry of this weight, which replaces the one in `present` if there is
     /// one. That may have to go as well: then it is `None` afterwards.
+    #[inline]
     pub(crate) fn make_room(
         &mut self,
         weight: u64,
@@ -367,6 +373,10 @@ impl<K, V> Locked<'_, K, V> {
         now: Tick,
         transfer: &mut Transfer<'_, K, V>,
     ) -> Room {
+        // What is needed most often: one entry has to go, and no more.
+        if present.is_none() && self.lacks_one_entry(weight) && self.evict(None, now) {
+            return Room::Made;
+        }
         // Evicting what is to be replaced anyhow would make no room.
         let spared = present.map(|(number, _)| (number, self.slot(number).pin()));
         let room = self.make_room_beside(weight, present, now, transfer);
@@ -378,6 +388,7 @@ impl<K, V> Locked<'_, K, V> {
         room
     }
 
+    #[inline]
     fn make_room_beside(
         &mut self,
         weight: u64,
@@ -399,10 +410,6 @@ impl<K, V> Locked<'_, K, V> {
                     return Room::Elsewhere(lacking);
                 }
                 if self.evict(present.map(|(number, _)| number), now) {
-                    let was_all = of_lease == Amount::entry(0) && of_space == 0;
-                    if was_all && !self.has_too_much_garbage() {
-                        return Room::Made;
-                    }
                     continue;
                 }
                 let is_empty = self.writer.live.entries == 0;
@@ -423,6 +430,18 @@ impl<K, V> Locked<'_, K, V> {
                 return Room::Made;
             }
         }
+    }
+
+    /// Whether all that a new entry of this weight lacks is that another one goes.
+    #[inline]
+    fn lacks_one_entry(&self, weight: u64) -> bool {
+        let (writer, common) = (&*self.writer, self.common);
+        let held = writer.live.bytes + writer.garbage.bytes + weight;
+        !common.by_bytes
+            && writer.live.entries == writer.lease.entries
+            && held <= writer.lease.bytes
+            && !self.has_too_much_garbage()
+            && common.budget.free().entries == 0
     }
 
     /// What is missing for an entry of this weight that replaces the one in `present`.
@@ -514,6 +533,7 @@ impl<K, V> Locked<'_, K, V> {
 
     /// Evicts an entry, or removes dead ones. `false` when there is none that may go. The slot in
     /// `spared` stays as it is.
+    #[inline]
     fn evict(&mut self, spared: Option<u32>, now: Tick) -> bool {
         let common = self.common;
         let writer = &mut *self.writer;
@@ -522,8 +542,7 @@ impl<K, V> Locked<'_, K, V> {
         let Some(number) = writer.order.evict(&entries, limit) else {
             return self.remove_dead(spared, now);
         };
-        let hash = writer.slots.get(number).hash();
-        let is_found = writer.index.remove_slot(hash, number);
+        let is_found = writer.index.remove_slot(writer.slots.get(number).hash(), number);
         debug_assert!(is_found, "an entry is in the order and not in the index");
         let cause = self.end_of(number, now).unwrap_or(Cause::Evicted);
         self.retire(number, cause);
@@ -560,6 +579,7 @@ impl<K, V> Locked<'_, K, V> {
 
     /// Stores an entry, in place of the one in `present`. Room has been made.
     #[expect(clippy::too_many_arguments, reason = "what an entry is made of")]
+    #[inline]
     pub(crate) fn store(
         &mut self,
         key: K,
@@ -605,10 +625,11 @@ impl<K, V> Locked<'_, K, V> {
                 self.retire(replaced, cause);
             }
             None => {
-                let slots = &writer.slots;
-                let expected = u32::try_from(writer.expected).unwrap_or(u32::MAX);
-                let hash_of = |number| slots.get(number).hash();
-                if let Some(table) = writer.index.grow(&reader.index, expected, hash_of) {
+                if writer.index.is_full() {
+                    let slots = &writer.slots;
+                    let expected = u32::try_from(writer.expected).unwrap_or(u32::MAX);
+                    let hash_of = |number| slots.get(number).hash();
+                    let table = writer.index.grow(&reader.index, expected, hash_of);
                     writer.old.push((epoch.advance(), Old::Table(table)));
                 }
                 writer.index.insert(hash, number);
@@ -691,6 +712,7 @@ impl<K, V> Locked<'_, K, V> {
 
     /// An entry has been taken out of the index and the order: its slot waits until no reader can
     /// hold it.
+    #[inline]
     fn retire(&mut self, number: u32, cause: Cause) {
         let common = self.common;
         let writer = &mut *self.writer;
@@ -715,7 +737,7 @@ impl<K, V> Locked<'_, K, V> {
     /// finding out about readers costs each entry little.
     fn set_batch(&mut self) {
         let live = self.writer.live.entries;
-        let part = if self.common.by_bytes { live / 128 } else { live / 16 };
+        let part = if self.common.by_bytes { live / 128 } else { live / 32 };
         self.writer.batch = part.clamp(if self.common.by_bytes { 4 } else { 16 }, 1024);
     }
 

@@ -181,6 +181,7 @@ impl<K, V> Slots<K, V> {
 
     /// The number of an empty slot. `None` when all numbers are taken. Lists that readers may
     /// still be in are handed to `old`.
+    #[inline]
     pub(crate) fn claim(
         &mut self,
         reader: &SlotsReader<K, V>,
@@ -198,10 +199,12 @@ impl<K, V> Slots<K, V> {
     }
 
     /// Takes back an empty slot.
+    #[inline]
     pub(crate) fn release(&mut self, slot: u32) {
         self.free.push(slot);
     }
 
+    #[cold]
     fn add_segment(&mut self, reader: &SlotsReader<K, V>, old: impl FnOnce(Lists<K, V>)) {
         let count = self.lists.segments.len();
         if self.segments as usize == count {
@@ -263,8 +266,10 @@ impl<K, V> Slots<K, V> {
         // SAFETY: a slot below `fresh` is in a segment that is in the list, and that is as long as
         // all of them and lives as long as this.
         unsafe {
-            let slots = self.lists.segments.get_unchecked(segment::<K, V>(slot)).load(Relaxed);
-            &*slots.add(offset::<K, V>(slot))
+            let slots = self.lists.segments.get_unchecked(segment::<K, V>(slot));
+            // Not an atomic load: nobody writes to the list but who has the lock. So the compiler
+            // may keep what it has loaded.
+            &*(*slots.as_ptr()).add(offset::<K, V>(slot))
         }
     }
 

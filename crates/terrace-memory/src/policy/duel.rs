@@ -130,7 +130,7 @@ impl Miniature {
         Self {
             table: HashTable::with_capacity(limit),
             slots: Vec::with_capacity(limit),
-            queues: Queues::new(limit, rule != Rule::S3Fifo),
+            queues: Queues::new(limit),
             rule,
             limit,
             hits: 0,

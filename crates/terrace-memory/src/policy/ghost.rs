@@ -23,6 +23,7 @@ impl Ghost {
     }
 
     /// Remembers a key by 24 bits of its hash.
+    #[inline]
     pub(crate) fn push(&mut self, hash: u32) {
         let Some(Bucket(bucket)) = self.bucket(hash) else { return };
         bucket.copy_within(..WAYS - 1, 1);
@@ -30,6 +31,7 @@ impl Ghost {
     }
 
     /// Forgets a key. Whether it was remembered.
+    #[inline]
     pub(crate) fn take(&mut self, hash: u32) -> bool {
         let wanted = fingerprint(hash);
         let Some(Bucket(bucket)) = self.bucket(hash) else { return false };

@@ -21,7 +21,7 @@ pub(crate) struct Hybrid {
 impl Hybrid {
     /// For a shard of so many entries.
     pub(crate) fn new(entries: usize, rule: Arc<AtomicU8>) -> Self {
-        Self { queues: Queues::new(entries, true), rule }
+        Self { queues: Queues::new(entries), rule }
     }
 
     fn rule(&self) -> Rule {
@@ -30,6 +30,7 @@ impl Hybrid {
 }
 
 impl Order for Hybrid {
+    #[inline]
     fn insert(&mut self, entries: &impl Entries, slot: u32) {
         self.queues.insert(entries, slot, self.rule());
     }
@@ -42,6 +43,7 @@ impl Order for Hybrid {
         self.queues.remove(entries, slot);
     }
 
+    #[inline]
     fn evict(&mut self, entries: &impl Entries, limit: u64) -> Option<u32> {
         self.queues.evict(entries, limit, self.rule())
     }

@@ -26,10 +26,12 @@ pub(crate) struct Queues {
     /// The slot at which the search for the next victim begins.
     hand: u32,
     ghost: Ghost,
-    /// Only there for rules that ask it, and only told of what happens while one of them is in
-    /// force: whether it was told before makes next to no difference.
+    /// Only there once a rule was in force that asks it, and only told of what happens while one
+    /// is: whether it was told before makes next to no difference.
     sketch: Option<Sketch>,
     counts: bool,
+    /// How many entries the shard is expected to hold.
+    expected: usize,
     random: u64,
     /// What the shard could hold when it was full last.
     limit: u64,
@@ -57,7 +59,7 @@ const MAIN: u8 = 2;
 
 impl Queues {
     /// For a shard of so many entries.
-    pub(crate) fn new(entries: usize, with_sketch: bool) -> Self {
+    pub(crate) fn new(entries: usize) -> Self {
         Self {
             window: VecDeque::new(),
             window_cost: 0,
@@ -65,17 +67,19 @@ impl Queues {
             main_cost: 0,
             hand: 0,
             ghost: Ghost::new(entries),
-            sketch: with_sketch.then(|| Sketch::new(entries)),
+            sketch: None,
             counts: false,
+            expected: entries,
             random: 0x9e37_79b9_7f4a_7c15,
             limit: 0,
             is_full: false,
         }
     }
 
+    #[inline]
     pub(crate) fn insert(&mut self, entries: &impl Entries, slot: u32, rule: Rule) {
         let (hash, cost) = (entries.hash(slot), entries.cost(slot));
-        self.counts = rule != Rule::S3Fifo;
+        self.follow(rule);
         self.count(hash, 1);
         let is_known = rule == Rule::S3Fifo && self.ghost.take(hash);
         if !mem::take(&mut self.is_full) {
@@ -100,7 +104,6 @@ impl Queues {
             *place = new;
             self.window_cost = self.window_cost - less + more;
         }
-        entries.set_region(old, 0);
         entries.set_region(new, region);
         entries.set_uses(new, (entries.uses(old) + 1).min(MOST_USES));
     }
@@ -112,14 +115,14 @@ impl Queues {
         } else if let Some(at) = self.window.iter().position(|&found| found == slot) {
             self.window.remove(at);
             self.window_cost -= entries.cost(slot);
-            entries.set_region(slot, 0);
         }
     }
 
+    #[inline]
     pub(crate) fn evict(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
         self.limit = limit;
         self.is_full = true;
-        self.counts = rule != Rule::S3Fifo;
+        self.follow(rule);
         let target = rule.window(limit);
         let mut is_shrunk = false;
         let mut has_victims = self.main > 0;
@@ -140,11 +143,11 @@ impl Queues {
             }
             self.count(hash, uses);
             if !has_victims {
-                return Some(self.evict_candidate(entries, candidate, hash));
+                return Some(self.evict_candidate(candidate, hash));
             }
             match rule {
                 Rule::S3Fifo if uses > 0 => self.promote(entries, candidate, cost),
-                Rule::S3Fifo => return Some(self.evict_candidate(entries, candidate, hash)),
+                Rule::S3Fifo => return Some(self.evict_candidate(candidate, hash)),
                 // After a change of the rule, the window shrinks to its size by one entry per call.
                 Rule::TinyLfu { .. }
                     if self.window_cost / 2 >= target && !mem::replace(&mut is_shrunk, true) =>
@@ -159,7 +162,7 @@ impl Queues {
                         self.promote(entries, candidate, cost);
                         return Some(self.evict_main(entries, victim));
                     }
-                    return Some(self.evict_candidate(entries, candidate, hash));
+                    return Some(self.evict_candidate(candidate, hash));
                 }
             }
         }
@@ -168,6 +171,7 @@ impl Queues {
     /// Adapts the memory of keys that are gone to a shard of so many entries; a little of what
     /// was learned may be lost.
     pub(crate) fn expect(&mut self, entries: usize) {
+        self.expected = entries;
         self.ghost.resize(entries);
         if let Some(sketch) = &mut self.sketch {
             sketch.resize(entries);
@@ -195,8 +199,17 @@ impl Queues {
         assert_eq!(self.main_cost, cost(MAIN), "the costs of the main part do not add up");
     }
 
+    #[inline]
+    fn follow(&mut self, rule: Rule) {
+        self.counts = rule != Rule::S3Fifo;
+        if self.counts && self.sketch.is_none() {
+            self.sketch = Some(Sketch::new(self.expected));
+        }
+    }
+
     /// While there is room, what exceeds the window passes to the main part without contest. Two
     /// at most, so that no call has to move a whole window after a change of the rule.
+    #[inline(never)]
     fn overflow(&mut self, entries: &impl Entries, cost: u64, rule: Rule) {
         let total = self.window_cost + self.main_cost + cost;
         let target = rule.window(total.max(self.limit));
@@ -213,6 +226,7 @@ impl Queues {
     /// hand stays there.
     ///
     /// Every step lowers a count, so that after a few rounds one is found even if all are used.
+    #[inline]
     fn victim(&mut self, entries: &impl Entries) -> Option<u32> {
         let slots = entries.slots();
         let mut used = None;
@@ -256,6 +270,7 @@ impl Queues {
         self.random
     }
 
+    #[inline]
     fn count(&mut self, hash: u32, uses: u8) {
         if self.counts
             && let Some(sketch) = &mut self.sketch
@@ -266,6 +281,7 @@ impl Queues {
         }
     }
 
+    #[inline]
     fn pop_window(&mut self, entries: &impl Entries) -> Option<(u32, Look)> {
         let slot = self.window.pop_front()?;
         let look = entries.look(slot);
@@ -279,6 +295,7 @@ impl Queues {
         self.enter_main(entries, slot, cost);
     }
 
+    #[inline]
     fn enter_main(&mut self, entries: &impl Entries, slot: u32, cost: u64) {
         entries.set_region(slot, MAIN);
         self.main += 1;
@@ -286,17 +303,17 @@ impl Queues {
     }
 
     fn leave_main(&mut self, entries: &impl Entries, slot: u32) {
-        entries.set_region(slot, 0);
         self.main -= 1;
         self.main_cost -= entries.cost(slot);
     }
 
-    fn evict_candidate(&mut self, entries: &impl Entries, slot: u32, hash: u32) -> u32 {
-        entries.set_region(slot, 0);
+    #[inline]
+    fn evict_candidate(&mut self, slot: u32, hash: u32) -> u32 {
         self.ghost.push(hash);
         slot
     }
 
+    #[inline]
     fn evict_main(&mut self, entries: &impl Entries, slot: u32) -> u32 {
         self.leave_main(entries, slot);
         // The slot may be given to a new entry, whose turn is when the hand comes round.
@@ -346,7 +363,7 @@ mod tests {
 
     impl Shard {
         fn new(rule: Rule) -> Self {
-            Self { queues: Queues::new(100, true), table: Table::default(), rule }
+            Self { queues: Queues::new(100), table: Table::default(), rule }
         }
 
         fn filled(rule: Rule) -> Self {
@@ -484,17 +501,20 @@ mod tests {
 
         for rule in [Rule::S3Fifo, SMALL, LARGE] {
             let Shard { mut queues, table, .. } = Shard::filled(rule);
-            let busy = Busy(table);
-            let victims: std::collections::BTreeSet<u32> =
-                (0..100).map(|_| queues.evict(&busy, 100, rule).unwrap()).collect();
-            assert_eq!(victims.len(), 100);
+            let mut busy = Busy(table);
+            for left in (0..100).rev() {
+                let victim = queues.evict(&busy, 100, rule).unwrap();
+                busy.0.free(victim);
+                assert_eq!(busy.0.taken().len(), left);
+            }
             assert_eq!(queues.evict(&busy, 100, rule), None);
         }
     }
 
     #[test]
     fn a_candidate_that_is_used_less_wins_seldom() {
-        let mut queues = Queues { counts: true, ..Queues::new(100, true) };
+        let mut queues = Queues::new(100);
+        queues.follow(Rule::TinyLfu { window: 1 });
         let (victim, warm, cold) = (0xff_0000, 0x80_0000, 0x10_0000);
         queues.count(victim, 15);
         queues.count(warm, 6);

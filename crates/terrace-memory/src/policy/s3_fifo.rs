@@ -15,11 +15,12 @@ pub(crate) struct S3Fifo {
 impl S3Fifo {
     /// For a shard of so many entries.
     pub(crate) fn new(entries: usize) -> Self {
-        Self { queues: Queues::new(entries, false) }
+        Self { queues: Queues::new(entries) }
     }
 }
 
 impl Order for S3Fifo {
+    #[inline]
     fn insert(&mut self, entries: &impl Entries, slot: u32) {
         self.queues.insert(entries, slot, Rule::S3Fifo);
     }
@@ -32,6 +33,7 @@ impl Order for S3Fifo {
         self.queues.remove(entries, slot);
     }
 
+    #[inline]
     fn evict(&mut self, entries: &impl Entries, limit: u64) -> Option<u32> {
         self.queues.evict(entries, limit, Rule::S3Fifo)
     }
