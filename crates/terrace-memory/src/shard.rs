@@ -90,6 +90,10 @@ struct Writer<K, V> {
     is_stalled: bool,
     /// The number of entries that the order was told to expect.
     expected: usize,
+    /// Evictions since it was last compared with the entries there are.
+    evictions: u64,
+    /// The most entries there were at one of them.
+    most: u64,
     counters: Counters,
 }
 
@@ -107,6 +111,23 @@ pub(crate) const fn overhead<K, V>() -> u64 {
     // A group of 64 bytes for 8 to 10 entries, a fingerprint and a sketch of 6.4 bytes, places in
     // a queue, and segments and garbage that are not full.
     slot as u64 + 20
+}
+
+impl<K, V> Writer<K, V> {
+    /// Tells the order if there are far fewer entries than it expects, in a shard that is full. An
+    /// order that remembers more than it should takes whatever comes back for something new.
+    fn expect_no_more(&mut self) {
+        self.evictions += 1;
+        self.most = self.most.max(self.live.entries);
+        if self.evictions >= 2 * self.most.max(32) {
+            let most = usize::try_from(self.most).unwrap_or(usize::MAX);
+            if most < self.expected / 2 {
+                self.expected = most;
+                self.order.expect(most);
+            }
+            (self.evictions, self.most) = (0, 0);
+        }
+    }
 }
 
 /// What is missing for an entry.
@@ -151,6 +172,8 @@ impl<K, V> Shard<K, V> {
             next_dead: 0,
             is_stalled: false,
             expected: entries,
+            evictions: 0,
+            most: 0,
             counters: Counters::default(),
         };
         let reader = Reader { index: index_reader, slots: slots_reader, clock: AtomicU32::new(0) };
@@ -538,6 +561,9 @@ impl<K, V> Locked<'_, K, V> {
         let common = self.common;
         let writer = &mut *self.writer;
         let limit = if common.by_bytes { writer.lease.bytes } else { writer.lease.entries };
+        if common.by_bytes {
+            writer.expect_no_more();
+        }
         let entries = InSlots { slots: &writer.slots, common };
         let Some(number) = writer.order.evict(&entries, limit) else {
             return self.remove_dead(spared, now);
@@ -634,7 +660,9 @@ impl<K, V> Locked<'_, K, V> {
                 }
                 writer.index.insert(hash, number);
                 if writer.index.len() as usize > writer.expected {
-                    writer.expected = (writer.expected + writer.expected / 2).max(64);
+                    // Where entries are counted it is known how many there will be, about.
+                    let parts = if common.by_bytes { 2 } else { 8 };
+                    writer.expected = (writer.expected + writer.expected / parts).max(64);
                     writer.order.expect(writer.expected);
                 }
                 writer.order.insert(&InSlots { slots: &writer.slots, common }, number);
@@ -737,7 +765,7 @@ impl<K, V> Locked<'_, K, V> {
     /// finding out about readers costs each entry little.
     fn set_batch(&mut self) {
         let live = self.writer.live.entries;
-        let part = if self.common.by_bytes { live / 128 } else { live / 32 };
+        let part = if self.common.by_bytes { live / 128 } else { live / 64 };
         self.writer.batch = part.clamp(if self.common.by_bytes { 4 } else { 16 }, 1024);
     }
 
@@ -839,7 +867,10 @@ impl<K, V> Locked<'_, K, V> {
             transfer.receive(unsafe { slot.take() }, cause);
             writer.slots.release(number);
         }
-        writer.old.retain(|(since, _)| !epoch.is_settled(*since));
+        if !writer.old.is_empty() {
+            writer.old.retain(|(since, _)| !epoch.is_settled(*since));
+            writer.old.shrink_to_fit();
+        }
         self.set_batch();
     }
 }

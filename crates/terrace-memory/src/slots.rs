@@ -15,7 +15,7 @@ use crate::slot::Slot;
 use crate::{Attributes, Tick};
 
 /// Bytes of a segment, about.
-const SEGMENT_BYTES: usize = 4096;
+const SEGMENT_BYTES: usize = 2048;
 
 /// Slots of a segment, as a power of two.
 const fn shift<K, V>() -> u32 {

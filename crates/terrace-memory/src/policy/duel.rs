@@ -109,6 +109,11 @@ fn mix(hash: u64) -> u64 {
     hash ^ (hash >> 33)
 }
 
+/// A hash for the table, which goes by the highest bits and by the lowest ones.
+fn whole(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
 /// A cache of hashes.
 struct Miniature {
     table: HashTable<u32>,
@@ -120,7 +125,7 @@ struct Miniature {
 }
 
 struct Slot {
-    hash: u64,
+    hash: u32,
     uses: Cell<u8>,
     region: Cell<u8>,
 }
@@ -137,16 +142,18 @@ impl Miniature {
         }
     }
 
+    /// Of two keys with the same 32 bits of their hashes, one is taken for the other.
     fn request(&mut self, hash: u64) {
         let slots = &self.slots;
-        let is_it = |&slot: &u32| slots.get(slot as usize).is_some_and(|slot| slot.hash == hash);
-        if let Some(slot) = self.table.find(hash, is_it).and_then(|&slot| slots.get(slot as usize))
+        let short = (hash >> 32) as u32;
+        let is_it = |&slot: &u32| slots.get(slot as usize).is_some_and(|slot| slot.hash == short);
+        if let Some(slot) = self.table.find(whole(short), is_it).and_then(|&slot| slots.get(slot as usize))
         {
             slot.uses.set((slot.uses.get() + 1).min(MOST_USES));
             self.hits += 1;
             return;
         }
-        let new = Slot { hash, uses: Cell::new(0), region: Cell::new(0) };
+        let new = Slot { hash: short, uses: Cell::new(0), region: Cell::new(0) };
         let slot = if self.slots.len() < self.limit {
             self.slots.push(new);
             self.slots.slots() - 1
@@ -156,14 +163,14 @@ impl Miniature {
             };
             let Some(place) = self.slots.get_mut(slot as usize) else { return };
             let old = mem::replace(place, new);
-            if let Ok(entry) = self.table.find_entry(old.hash, |&found| found == slot) {
+            if let Ok(entry) = self.table.find_entry(whole(old.hash), |&found| found == slot) {
                 entry.remove();
             }
             slot
         };
         let slots = &self.slots;
-        let hash_of = |&slot: &u32| slots.get(slot as usize).map_or(0, |slot| slot.hash);
-        self.table.insert_unique(hash, slot, hash_of);
+        let hash_of = |&slot: &u32| slots.get(slot as usize).map_or(0, |slot| whole(slot.hash));
+        self.table.insert_unique(whole(short), slot, hash_of);
         self.queues.insert(&self.slots, slot, self.rule);
     }
 }
@@ -186,8 +193,7 @@ impl Entries for Vec<Slot> {
     fn set_touched(&self, _slot: u32, _touched: u32) {}
 
     fn hash(&self, slot: u32) -> u32 {
-        let hash = self.get(slot as usize).map_or(0, |slot| slot.hash >> 40);
-        u32::try_from(hash).unwrap_or_default()
+        self.get(slot as usize).map_or(0, |slot| slot.hash >> 8)
     }
 
     fn cost(&self, _slot: u32) -> u64 {

@@ -82,7 +82,7 @@ impl Queues {
         self.follow(rule);
         self.count(hash, 1);
         let is_known = rule == Rule::S3Fifo && self.ghost.take(hash);
-        if !mem::take(&mut self.is_full) {
+        if !mem::take(&mut self.is_full) && self.has_room(cost) {
             self.overflow(entries, cost, rule);
         }
         if is_known {
@@ -205,6 +205,14 @@ impl Queues {
         if self.counts && self.sketch.is_none() {
             self.sketch = Some(Sketch::new(self.expected));
         }
+    }
+
+    /// Whether the shard is far from full. That nothing had to leave for an entry does not mean
+    /// that: a larger one may have left for the one before.
+    fn has_room(&self, cost: u64) -> bool {
+        let total = self.window_cost + self.main_cost + cost;
+        // More than the limit: that is an old one.
+        total <= self.limit - self.limit / 16 || total > self.limit
     }
 
     /// While there is room, what exceeds the window passes to the main part without contest. Two
