@@ -6,10 +6,7 @@
 //! running thread pass a barrier (Linux, `membarrier(2)`), the light half is one for the compiler
 //! alone.
 
-#[cfg(loom)]
-use loom::sync::atomic::{Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::{Ordering, fence};
 
 /// Finds out what the machine can do. Has to be called before the first heavy barrier.
 pub(crate) fn prepare() {
@@ -38,7 +35,7 @@ pub(crate) fn heavy() -> bool {
     }
 }
 
-#[cfg(all(target_os = "linux", not(loom)))]
+#[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 mod kernel {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -66,7 +63,7 @@ mod kernel {
     }
 }
 
-#[cfg(not(all(target_os = "linux", not(loom))))]
+#[cfg(not(all(target_os = "linux", not(any(loom, shuttle)))))]
 mod kernel {
     pub(super) fn prepare() {}
 

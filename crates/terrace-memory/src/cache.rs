@@ -2,10 +2,8 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hashbrown::Equivalent;
-use parking_lot::Mutex;
 
 use crate::budget::{Amount, Budget};
 use crate::builder::{DefaultHasher, MAX_SHARD_BITS, Weigher};
@@ -18,6 +16,8 @@ use crate::shard::{self, Common, Locked, Room, Shard};
 use crate::slot::{Life, MAX_WEIGHT, Slot};
 use crate::spaces::Spaces;
 use crate::stats::Reads;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{Mutex, global};
 use crate::transfer::Transfer;
 use crate::{
     Attributes, Builder, Cause, Compute, Eviction, Insert, Replace, Stats, Sweep, Tick, View,
@@ -105,7 +105,7 @@ impl<K, V, S> Memory<K, V, S> {
         let in_shard = in_all / shards;
         let sampling = Sampling::new(in_all.max(1), settings.eviction == Eviction::Hybrid);
         let order = || AnyOrder::new(settings.eviction, in_shard, sampling.rule());
-        static CACHES: AtomicU64 = AtomicU64::new(0);
+        global! { static CACHES: AtomicU64 = AtomicU64::new(0); }
         let max = Amount { bytes: settings.max_bytes, entries: settings.max_entries };
         Self {
             touch: order().touch(),
