@@ -507,7 +507,7 @@ impl<K, V> Locked<'_, K, V> {
             let given = free.min(lacking);
             self.writer.lease.subtract(given);
             self.common.budget.give_back(given);
-            self.return_lease();
+            self.tidy(transfer);
             return given;
         }
     }

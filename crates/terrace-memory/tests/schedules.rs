@@ -7,9 +7,11 @@
 //! another thread may go on. They are all sequentially consistent; the order of memory is the
 //! matter of the models in `src/models`.
 //!
-//! It was made to fail by freeing without asking whether the epoch is settled, by a `refresh` that
-//! stores the life it loaded before, by a lease that is returned before the garbage it pays for is
-//! freed, and by a space that is removed after its generation has begun.
+//! It was made to fail by freeing without asking whether the epoch is settled, by a read within a
+//! read that ends both pins, by a generation that begins before it is noted what was removed, by
+//! reads that give an entry a generation too late or whatever its life is by then, by a budget that
+//! two can borrow, by a value that is not stored and leaves an older one, and by a lease that is
+//! returned before the garbage it pays for is freed.
 
 #![cfg(shuttle)]
 #![allow(

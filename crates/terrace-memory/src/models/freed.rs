@@ -72,8 +72,9 @@ impl Stage {
     }
 }
 
-/// Fails without the fence of readers, without that of writers, when `advance` only releases what
-/// `pin` does not acquire, and when it is not asked whether the epoch is settled.
+/// Fails without the fence of readers, without that of writers, when the end of a pin is stored
+/// without a release or loaded without an acquire, and when it is not asked whether the epoch is
+/// settled. It does not fail when `pin` loads the epoch without an acquire: the fence is one.
 #[test]
 fn by_a_writer_that_has_seen_no_reader() {
     explore(|| {
@@ -105,7 +106,8 @@ fn by_a_writer_that_has_seen_the_next_read() {
     });
 }
 
-/// Fails when the end of a pin stores 0 in place of what was pinned before.
+/// Fails when the end of a pin stores 0 in place of what was pinned before, and when the inner pin
+/// is of a later epoch.
 #[test]
 fn by_the_end_of_a_read_within_a_read() {
     explore(|| {
@@ -152,7 +154,7 @@ fn by_a_read_of_a_cache_with_the_same_number() {
 }
 
 /// One thread takes out, another finds out about readers, and the first frees. Fails when
-/// `settled` is loaded or changed without an order.
+/// `settled` is loaded or changed without an order, and when the epoch is advanced without one.
 #[test]
 fn on_the_word_of_another_thread() {
     explore(|| {
@@ -172,7 +174,7 @@ fn on_the_word_of_another_thread() {
     });
 }
 
-/// Fails when `settle_patiently` returns `true` after the last round.
+/// Fails when `settle_patiently` takes the epoch for settled after the last round.
 #[test]
 fn by_a_writer_that_has_waited() {
     explore(|| {

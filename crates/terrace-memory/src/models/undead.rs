@@ -86,7 +86,8 @@ fn put_off(expires: Tick) {
 }
 
 /// A read finds an entry of an earlier generation alive, and puts it into the present one, while
-/// its space is removed. Fails when the generation is loaded after the space is judged.
+/// its space is removed. Fails when the generation is loaded after the space is judged, and when a
+/// generation begins before it is noted what was removed.
 #[test]
 fn after_a_read_that_has_judged_its_space_before() {
     explore(|| {
@@ -101,7 +102,7 @@ fn after_a_read_that_has_judged_its_space_before() {
 }
 
 /// A thread that has seen what another stored after the removal does not find what was removed.
-/// Fails when the generation is stored without a release, or before what was removed.
+/// Fails when number and tag of what is stored are stored without a release.
 #[test]
 fn for_a_thread_that_has_seen_what_was_stored_after_the_removal() {
     explore(|| {
@@ -121,7 +122,7 @@ fn for_a_thread_that_has_seen_what_was_stored_after_the_removal() {
 }
 
 /// An end is changed while a read puts the entry into the present generation, and its space is
-/// removed after that. Fails when the end is stored over a generation of later.
+/// removed after that. Fails when a read stores the generation whatever the life is by then.
 #[test]
 fn after_its_end_was_changed_meanwhile() {
     explore(|| {

@@ -24,10 +24,13 @@ mod panic;
 mod pinned;
 mod policies;
 mod replace_if;
+mod script;
+mod scripts;
 mod space;
 mod stalled;
 mod support;
 mod threads;
+mod untold;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
