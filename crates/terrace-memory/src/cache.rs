@@ -675,8 +675,11 @@ impl<K, V, S> Memory<K, V, S> {
         if removal.has_run_out() {
             self.renew(&mut transfer);
             if !self.common.epoch.settle_patiently(self.common.epoch.advance()) {
-                // A reader that holds on might put an entry back into a generation to come.
-                self.in_each_shard(&mut transfer, |locked| locked.clear());
+                // A reader that holds on might put an entry into a generation to come: so none
+                // begins, and the entries of the space are removed one by one.
+                self.remove_each_of(space, &mut transfer);
+                drop(removal);
+                return transfer.finish();
             }
             removal.begin_anew();
             self.renew(&mut transfer);
@@ -684,6 +687,17 @@ impl<K, V, S> Memory<K, V, S> {
         }
         removal.finish(space);
         transfer.finish();
+    }
+
+    #[cold]
+    fn remove_each_of(&self, space: u32, transfer: &mut Transfer<'_, K, V>) {
+        self.in_each_shard(transfer, |locked| {
+            let is_of = |number: &u32| locked.view(*number).attributes.space == space;
+            let numbers: Vec<u32> = locked.live_in(0..locked.end()).filter(is_of).collect();
+            for number in numbers {
+                locked.remove_slot(number, Cause::Removed);
+            }
+        });
     }
 
     /// Removes the entries whose space was removed, and puts all others into the present

@@ -17,6 +17,7 @@ mod entries;
 mod expiry;
 mod hottest;
 mod idle;
+mod lost;
 mod many;
 mod model;
 mod negative;
