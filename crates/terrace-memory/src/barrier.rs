@@ -37,15 +37,19 @@ pub(crate) fn heavy() -> bool {
 
 #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 mod kernel {
+    use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    /// Never goes back to `false`: a reader that saw `true` has no fence of its own.
+    /// Never changes once it has been found out: a reader that saw `true` has no fence of its own,
+    /// so no writer may see `false`.
     static IS_ABLE: AtomicBool = AtomicBool::new(false);
 
+    static IS_FOUND_OUT: Once = Once::new();
+
     pub(super) fn prepare() {
-        if !is_able() && call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
-            IS_ABLE.store(true, Relaxed);
-        }
+        IS_FOUND_OUT.call_once(|| {
+            IS_ABLE.store(call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED), Relaxed);
+        });
     }
 
     #[inline(always)]

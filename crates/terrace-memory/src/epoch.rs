@@ -64,8 +64,9 @@ impl Epoch {
 
     #[cold]
     fn word_over_another(outer: u64, now: u64) -> u64 {
-        // The older pin of the same cache keeps all that the newer one would.
-        if (outer ^ now) & ID_MASK == 0 { outer } else { ANY_CACHE }
+        // The older epoch keeps all that the later one would. That is the outer one, but for a cache
+        // that happens to have the same number.
+        if (outer ^ now) & ID_MASK == 0 { outer.min(now) } else { ANY_CACHE }
     }
 
     /// The first time on a thread, or the last times, when its record has been given back.

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod alike;
 mod basics;
 mod bound;
 mod collide;
