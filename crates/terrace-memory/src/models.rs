@@ -9,6 +9,8 @@
 //!
 //! Each model says by which weakening of the code it was made to fail.
 
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
 mod freed;
 mod torn;
 mod undead;
@@ -21,7 +23,7 @@ use loom::model::Builder;
 /// `LOOM_MAX_PREEMPTIONS` says otherwise.
 fn explore(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
-    let bound = if env::var_os("TERRACE_FULL").is_some() { 5 } else { 3 };
+    let bound = if env::var_os("TERRACE_FULL").is_some() { 4 } else { 3 };
     builder.preemption_bound = builder.preemption_bound.or(Some(bound));
     builder.max_branches = 100_000;
     builder.check(model);
