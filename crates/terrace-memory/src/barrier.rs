@@ -6,10 +6,7 @@
 //! running thread pass a barrier (Linux, `membarrier(2)`), the light half is one for the compiler
 //! alone.
 
-#[cfg(loom)]
-use loom::sync::atomic::{Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::{Ordering, fence};
 
 /// Finds out what the machine can do. Has to be called before the first heavy barrier.
 pub(crate) fn prepare() {
@@ -38,17 +35,21 @@ pub(crate) fn heavy() -> bool {
     }
 }
 
-#[cfg(all(target_os = "linux", not(loom)))]
+#[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 mod kernel {
+    use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    /// Never goes back to `false`: a reader that saw `true` has no fence of its own.
+    /// Never changes once it has been found out: a reader that saw `true` has no fence of its own,
+    /// so no writer may see `false`.
     static IS_ABLE: AtomicBool = AtomicBool::new(false);
 
+    static IS_FOUND_OUT: Once = Once::new();
+
     pub(super) fn prepare() {
-        if !is_able() && call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
-            IS_ABLE.store(true, Relaxed);
-        }
+        IS_FOUND_OUT.call_once(|| {
+            IS_ABLE.store(call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED), Relaxed);
+        });
     }
 
     #[inline(always)]
@@ -66,7 +67,7 @@ mod kernel {
     }
 }
 
-#[cfg(not(all(target_os = "linux", not(loom))))]
+#[cfg(not(all(target_os = "linux", not(any(loom, shuttle)))))]
 mod kernel {
     pub(super) fn prepare() {}
 

@@ -1,6 +1,6 @@
 //! The budget: how much the cache may hold, and who has borrowed it.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// An amount of what is bounded: bytes, and entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,10 +2,8 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hashbrown::Equivalent;
-use parking_lot::Mutex;
 
 use crate::budget::{Amount, Budget};
 use crate::builder::{DefaultHasher, MAX_SHARD_BITS, Weigher};
@@ -18,6 +16,8 @@ use crate::shard::{self, Common, Locked, Room, Shard};
 use crate::slot::{Life, MAX_WEIGHT, Slot};
 use crate::spaces::Spaces;
 use crate::stats::Reads;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{Mutex, global};
 use crate::transfer::Transfer;
 use crate::{
     Attributes, Builder, Cause, Compute, Eviction, Insert, Replace, Stats, Sweep, Tick, View,
@@ -84,9 +84,6 @@ const SHIFT: u32 = u64::BITS - MAX_SHARD_BITS - HASH_BITS;
 /// How often a store asks the other shards for room.
 const ROUNDS: usize = 64;
 
-/// How often [`Memory::remove_space`] waits for readers when generations have run out.
-const PATIENCE: usize = 100;
-
 /// So many keys of [`Memory::get_many`] are looked up at a time.
 const MANY: usize = 16;
 
@@ -108,7 +105,7 @@ impl<K, V, S> Memory<K, V, S> {
         let in_shard = in_all / shards;
         let sampling = Sampling::new(in_all.max(1), settings.eviction == Eviction::Hybrid);
         let order = || AnyOrder::new(settings.eviction, in_shard, sampling.rule());
-        static CACHES: AtomicU64 = AtomicU64::new(0);
+        global! { static CACHES: AtomicU64 = AtomicU64::new(0); }
         let max = Amount { bytes: settings.max_bytes, entries: settings.max_entries };
         Self {
             touch: order().touch(),
@@ -680,10 +677,12 @@ impl<K, V, S> Memory<K, V, S> {
         let removal = self.common.spaces.removal();
         if removal.has_run_out() {
             self.renew(&mut transfer);
-            let (epoch, since) = (&self.common.epoch, self.common.epoch.advance());
-            if !(0..PATIENCE).any(|_| epoch.settle_patiently(since)) {
-                // A reader that holds on might put an entry back into a generation to come.
-                self.in_each_shard(&mut transfer, |locked| locked.clear());
+            if !self.common.epoch.settle_patiently(self.common.epoch.advance()) {
+                // A reader that holds on might put an entry into a generation to come: so none
+                // begins, and the entries of the space are removed one by one.
+                self.remove_each_of(space, &mut transfer);
+                drop(removal);
+                return transfer.finish();
             }
             removal.begin_anew();
             self.renew(&mut transfer);
@@ -691,6 +690,17 @@ impl<K, V, S> Memory<K, V, S> {
         }
         removal.finish(space);
         transfer.finish();
+    }
+
+    #[cold]
+    fn remove_each_of(&self, space: u32, transfer: &mut Transfer<'_, K, V>) {
+        self.in_each_shard(transfer, |locked| {
+            let is_of = |number: &u32| locked.view(*number).attributes.space == space;
+            let numbers: Vec<u32> = locked.live_in(0..locked.end()).filter(is_of).collect();
+            for number in numbers {
+                locked.remove_slot(number, Cause::Removed);
+            }
+        });
     }
 
     /// Removes the entries whose space was removed, and puts all others into the present

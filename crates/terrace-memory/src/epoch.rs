@@ -7,19 +7,14 @@
 //! epoch or a later one, the epoch is **settled**, and what was taken out before can be freed.
 
 use std::cell::Cell;
-use std::hint;
 use std::marker::PhantomData;
 use std::ptr;
-use std::thread;
-
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::barrier;
+use crate::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use crate::sync::{global, hint, local, thread};
 
 /// The epoch of one cache.
 pub(crate) struct Epoch {
@@ -49,7 +44,7 @@ impl Epoch {
     /// Keeps alive what this thread comes across from now on, until the pin is dropped.
     #[inline(always)]
     pub(crate) fn pin(&self) -> Pin {
-        let Some(record) = RECORD.with(Cell::get) else { return self.pin_first() };
+        let Some(record) = Record::of_thread() else { return self.pin_first() };
         let outer = record.pinned.load(Relaxed);
         self.pin_in(record, outer)
     }
@@ -69,8 +64,9 @@ impl Epoch {
 
     #[cold]
     fn word_over_another(outer: u64, now: u64) -> u64 {
-        // The older pin of the same cache keeps all that the newer one would.
-        if (outer ^ now) & ID_MASK == 0 { outer } else { ANY_CACHE }
+        // The older epoch keeps all that the later one would. That is the outer one, but for a cache
+        // that happens to have the same number.
+        if (outer ^ now) & ID_MASK == 0 { outer.min(now) } else { ANY_CACHE }
     }
 
     /// The first time on a thread, or the last times, when its record has been given back.
@@ -146,15 +142,17 @@ impl Epoch {
     }
 
     fn is_pinned_here(&self) -> bool {
-        let pinned = RECORD.with(Cell::get).map_or(0, |record| record.pinned.load(Relaxed));
+        let pinned = Record::of_thread().map_or(0, |record| record.pinned.load(Relaxed));
         pinned == ANY_CACHE || pinned != 0 && (pinned ^ self.now.load(Relaxed)) & ID_MASK == 0
     }
 }
 
 /// Reads take some ten nanoseconds.
-const SPINS: u32 = 64;
+const SPINS: u32 = if IS_EXPLORED { 0 } else { 64 };
 /// More than enough for every other thread that waits for this processor to run once.
-const YIELDS: u32 = 64;
+const YIELDS: u32 = if IS_EXPLORED { 2 } else { 64 };
+/// Whether all interleavings are tried anyhow.
+const IS_EXPLORED: bool = cfg!(any(loom, shuttle));
 
 /// Keeps alive what a thread comes across in a cache.
 pub(crate) struct Pin {
@@ -199,9 +197,17 @@ struct Record {
 unsafe impl Sync for Record {}
 
 impl Record {
+    /// `None` before the thread has one, and when it has none any more.
+    #[inline(always)]
+    fn of_thread() -> Option<&'static Self> {
+        RECORD.try_with(Cell::get).ok().flatten()
+    }
+
     #[inline(always)]
     fn pin(&self, word: u64) {
-        self.pinned.store(word, Relaxed);
+        // Release: who sees this pin, and not the end of the last one, has to know as well that
+        // the reads before are over.
+        self.pinned.store(word, Release);
         barrier::light();
     }
 
@@ -250,29 +256,40 @@ impl Record {
     }
 }
 
-/// The record that was added last; the others follow.
-static HEAD: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
-
-thread_local! {
-    /// The record of this thread. Nothing to be dropped, so that it costs one load.
-    static RECORD: Cell<Option<&'static Record>> = const { Cell::new(None) };
-    /// Gives the record back when the thread ends.
-    static OWNER: Owner = const { Owner };
+global! {
+    /// The record that was added last; the others follow.
+    static HEAD: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
 }
 
-struct Owner;
+local! {
+    /// The record of this thread. Nothing to be dropped, so that it costs one load.
+    static RECORD: Cell<Option<&'static Record>> = Cell::new(None);
+}
+
+local! {
+    /// Gives the record back when the thread ends.
+    static OWNER: Owner = Owner(Cell::new(None));
+}
+
+struct Owner(Cell<Option<&'static Record>>);
 
 impl Owner {
     /// Makes a record that of this thread; `false` when the thread is ending.
     fn keep(record: &'static Record) -> bool {
-        OWNER.try_with(|_| RECORD.with(|cell| cell.set(Some(record)))).is_ok()
+        let is_kept = |owner: &Self| {
+            let is_kept = RECORD.try_with(|cell| cell.set(Some(record))).is_ok();
+            owner.0.set(is_kept.then_some(record));
+            is_kept
+        };
+        OWNER.try_with(is_kept).unwrap_or(false)
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         // Whatever the thread drops after this borrows a record for each read.
-        if let Some(record) = RECORD.with(Cell::take) {
+        let _ = RECORD.try_with(Cell::take);
+        if let Some(record) = self.0.take() {
             record.give_back();
         }
     }

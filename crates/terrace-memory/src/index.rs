@@ -6,10 +6,11 @@
 //! search knows when to stop (as in F14, Facebook's hash table). Entries never move within a
 //! table. So readers need no lock: they see an entry, or they see it gone, or being replaced.
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::{mem, ptr};
+use std::{array, mem, ptr};
 
 use Ordering::{Acquire, Relaxed, Release};
+
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// So many bits of a hash are used for a place in the index.
 pub(crate) const HASH_BITS: u32 = 24;
@@ -112,7 +113,10 @@ fn zeros(word: u64) -> u32 {
 
 impl Group {
     fn empty() -> Self {
-        Self { tags: [const { AtomicU64::new(0) }; 2], slots: [const { AtomicU32::new(0) }; LANES] }
+        Self {
+            tags: array::from_fn(|_| AtomicU64::new(0)),
+            slots: array::from_fn(|_| AtomicU32::new(0)),
+        }
     }
 
     #[inline(always)]

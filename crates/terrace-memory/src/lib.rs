@@ -93,6 +93,8 @@ mod entry;
 mod epoch;
 mod index;
 mod listener;
+#[cfg(all(test, loom))]
+mod models;
 mod outcome;
 mod policy;
 mod prefetch;
@@ -102,6 +104,7 @@ mod slot;
 mod slots;
 mod spaces;
 mod stats;
+mod sync;
 mod tick;
 mod transfer;
 

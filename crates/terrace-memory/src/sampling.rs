@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
-use parking_lot::Mutex;
-
 use crate::policy::duel::Duel;
+use crate::sync::Mutex;
 
 /// The duel of a cache, and whether it is of any use at present: while nothing is evicted, all
 /// rules are alike, and hits need not be sampled.

@@ -1,10 +1,8 @@
 //! A shard: the part of the entries that is under one lock. Readers do not take the lock.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use hashbrown::Equivalent;
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::budget::{Amount, Budget};
 use crate::entry::View;
@@ -16,6 +14,8 @@ use crate::slot::{Life, Slot};
 use crate::slots::{Lists, Slots, SlotsReader};
 use crate::spaces::Spaces;
 use crate::stats::Counters;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{Mutex, MutexGuard};
 use crate::transfer::Transfer;
 use crate::{Attributes, Cause, Tick};
 
@@ -549,7 +549,7 @@ impl<K, V> Locked<'_, K, V> {
             let given = free.min(lacking);
             self.writer.lease.subtract(given);
             self.common.budget.give_back(given);
-            self.return_lease();
+            self.tidy(transfer);
             return given;
         }
     }

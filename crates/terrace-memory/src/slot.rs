@@ -3,13 +3,13 @@
 //! Key and value are written before the slot can be found, and not touched again until nobody can
 //! hold it any more: so readers look at them without a lock. Everything else is atomic.
 
-use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::policy::MOST_USES;
+use crate::sync::UnsafeCell;
+use crate::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::{Attributes, Tick};
 
 /// For two integers, half a cache line: 16 bytes besides the entry.
@@ -122,7 +122,7 @@ impl<K, V> Slot<K, V> {
     /// The slot is empty, and no other thread can find it.
     pub(crate) unsafe fn fill(&self, key: K, value: V, hash: u32, weight: u32, is_pinned: bool) {
         // SAFETY: nobody else has access, by the contract.
-        unsafe { (*self.entry.get()).write((key, value)) };
+        self.entry.with_mut(|entry| unsafe { (*entry).write((key, value)) });
         self.weight.store(weight | if is_pinned { PINNED } else { 0 }, Relaxed);
         self.hash_low.store(hash as u16, Relaxed);
         self.hash_high.store((hash >> 16) as u8, Relaxed);
@@ -135,7 +135,7 @@ impl<K, V> Slot<K, V> {
     #[inline(always)]
     pub(crate) unsafe fn entry(&self) -> &(K, V) {
         // SAFETY: by the contract, and nobody writes to the entry of a full slot.
-        unsafe { (*self.entry.get()).assume_init_ref() }
+        self.entry.with(|entry| unsafe { (*entry).assume_init_ref() })
     }
 
     /// Takes the entry out, and leaves the slot empty.
@@ -144,9 +144,9 @@ impl<K, V> Slot<K, V> {
     /// The slot is full and no other thread can hold it: it is in no index any more, and the
     /// epoch that followed is settled.
     pub(crate) unsafe fn take(&self) -> (K, V) {
-        self.life.store(0, Relaxed);
+        self.store_life(0, Relaxed);
         // SAFETY: the entry is there, nobody else has access, and the mark of a full slot is gone.
-        unsafe { (*self.entry.get()).assume_init_read() }
+        self.entry.with_mut(|entry| unsafe { (*entry).assume_init_read() })
     }
 
     /// Whether there is an entry, in the index or not.
@@ -162,7 +162,7 @@ impl<K, V> Slot<K, V> {
     /// The entry can be found no more, but readers may hold it. Under the lock of the shard only. A
     /// reader that puts off its end at the same time is overruled: the end does not matter any more.
     pub(crate) fn retire(&self) {
-        self.life.store(self.life.load(Relaxed) | IS_RETIRED, Relaxed);
+        self.store_life(self.life.load(Relaxed) | IS_RETIRED, Relaxed);
     }
 
     #[inline(always)]
@@ -173,7 +173,17 @@ impl<K, V> Slot<K, V> {
     /// Under the lock of the shard only. Release: who sees this life sees the generation that it
     /// is of.
     pub(crate) fn set_life(&self, life: Life) {
-        self.life.store(life.0, Release);
+        self.store_life(life.0, Release);
+    }
+
+    /// A plain store. What changed the life in between comes before it; `loom` knows that only of
+    /// what reads and writes in one step.
+    fn store_life(&self, life: u64, order: Ordering) {
+        if cfg!(loom) {
+            self.life.swap(life, order);
+        } else {
+            self.life.store(life, order);
+        }
     }
 
     /// Changes the life unless it is another one by now, and says whether it did. Who loses has

@@ -5,13 +5,13 @@
 //! space, an idle time) is in a column beside the segment, which is there once it is needed.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::{iter, mem, ptr};
 
 use Ordering::{Acquire, Relaxed, Release};
 
 use crate::policy::Touch;
 use crate::slot::Slot;
+use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::{Attributes, Tick};
 
 /// Bytes of a segment, about.

@@ -4,12 +4,11 @@
 //! stored; those of the present one need no further look. An older one is looked up here: it is
 //! dead if its space was removed after it was stored.
 
-use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
-
 use hashbrown::HashMap;
-use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::slot::Life;
+use crate::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 
 pub(crate) struct Spaces {
     /// What [`Life::odd_bits`] are for an entry that need not be looked up.

@@ -147,7 +147,8 @@ impl Miniature {
         let slots = &self.slots;
         let short = (hash >> 32) as u32;
         let is_it = |&slot: &u32| slots.get(slot as usize).is_some_and(|slot| slot.hash == short);
-        if let Some(slot) = self.table.find(whole(short), is_it).and_then(|&slot| slots.get(slot as usize))
+        if let Some(slot) =
+            self.table.find(whole(short), is_it).and_then(|&slot| slots.get(slot as usize))
         {
             slot.uses.set((slot.uses.get() + 1).min(MOST_USES));
             self.hits += 1;

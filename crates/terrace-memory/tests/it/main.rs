@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod alike;
 mod basics;
 mod bound;
 mod collide;
@@ -17,6 +18,7 @@ mod entries;
 mod expiry;
 mod hottest;
 mod idle;
+mod lost;
 mod many;
 mod model;
 mod negative;
@@ -24,10 +26,13 @@ mod panic;
 mod pinned;
 mod policies;
 mod replace_if;
+mod script;
+mod scripts;
 mod space;
 mod stalled;
 mod support;
 mod threads;
+mod untold;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -57,8 +57,9 @@ impl Model {
                 false
             }
         };
-        if !self.is_full {
-            let total = self.entries.values().map(|entry| entry.cost).sum::<u64>() + entry.cost;
+        let total = self.entries.values().map(|entry| entry.cost).sum::<u64>() + entry.cost;
+        let is_near = (self.limit - self.limit / 16 + 1..=self.limit).contains(&total);
+        if !self.is_full && !is_near {
             let target = target(rule, total.max(self.limit));
             for _ in 0..2 {
                 if !self.window.is_empty() && self.window_cost() + entry.cost > target {
