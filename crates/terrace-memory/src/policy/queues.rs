@@ -42,10 +42,12 @@ pub(crate) struct Queues {
 /// Who may pass from the window to the main part when the shard is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// Whoever was used while in the window, a tenth of the shard. Who comes back soon after
-    /// leaving the window goes to the main part at once.
+    /// Whoever was used while in the window, a tenth of the shard: if it costs more than others,
+    /// accordingly more often. Who comes back soon after leaving the window goes to the main part
+    /// at once.
     S3Fifo,
-    /// Whoever was used more often of late than the entry that would have to leave for it.
+    /// Whoever was used more often of late, for what it costs, than the entry that would have to
+    /// leave for it.
     TinyLfu {
         /// The size of the window in hundredths of the shard; from 1 to 99.
         window: u8,
@@ -123,12 +125,12 @@ impl Queues {
         self.limit = limit;
         self.is_full = true;
         self.follow(rule);
-        let target = rule.window(limit);
+        let (target, mean) = (rule.window(limit), self.mean_cost());
         let mut is_shrunk = false;
         let mut has_victims = self.main > 0;
         loop {
             if self.window_cost < target && has_victims {
-                match self.victim(entries) {
+                match self.victim(entries, mean) {
                     Some(victim) => return Some(self.evict_main(entries, victim)),
                     // All pinned.
                     None => has_victims = false,
@@ -146,7 +148,9 @@ impl Queues {
                 return Some(self.evict_candidate(candidate, hash));
             }
             match rule {
-                Rule::S3Fifo if uses > 0 => self.promote(entries, candidate, cost),
+                Rule::S3Fifo if is_worth(uses, cost, mean) => {
+                    self.promote(entries, candidate, cost)
+                }
                 Rule::S3Fifo => return Some(self.evict_candidate(candidate, hash)),
                 // After a change of the rule, the window shrinks to its size by one entry per call.
                 Rule::TinyLfu { .. }
@@ -155,9 +159,12 @@ impl Queues {
                     self.promote(entries, candidate, cost);
                 }
                 Rule::TinyLfu { .. } => {
-                    let victim = self.victim(entries);
+                    let victim = self.victim(entries, mean);
                     if let Some(victim) = victim
-                        && self.is_preferred(hash, entries.hash(victim))
+                        && self.is_preferred(
+                            (hash, cost),
+                            (entries.hash(victim), entries.cost(victim)),
+                        )
                     {
                         self.promote(entries, candidate, cost);
                         return Some(self.evict_main(entries, victim));
@@ -230,12 +237,12 @@ impl Queues {
         }
     }
 
-    /// The next unpinned entry of the main part that was not used since the hand passed it. The
-    /// hand stays there.
+    /// The next unpinned entry of the main part that was not used since the hand passed it, or not
+    /// often enough for what it costs. The hand stays there.
     ///
     /// Every step lowers a count, so that after a few rounds one is found even if all are used.
     #[inline]
-    fn victim(&mut self, entries: &impl Entries) -> Option<u32> {
+    fn victim(&mut self, entries: &impl Entries, mean: u64) -> Option<u32> {
         let slots = entries.slots();
         let mut used = None;
         for _ in 0..=MOST_USES {
@@ -246,7 +253,7 @@ impl Queues {
                 let slot = self.hand;
                 if entries.region(slot) == MAIN && !entries.is_pinned(slot) {
                     let uses = entries.uses(slot);
-                    if uses == 0 {
+                    if uses == 0 || !is_worth(uses, entries.cost(slot), mean) {
                         return Some(slot);
                     }
                     entries.set_uses(slot, uses - 1);
@@ -261,13 +268,22 @@ impl Queues {
         used
     }
 
-    /// Whether the candidate was used more often than the victim. Now and then a candidate that
-    /// was used often enough wins anyhow, so that nobody can make a victim win forever by keys
-    /// that share its counters.
-    fn is_preferred(&mut self, candidate: u32, victim: u32) -> bool {
+    /// Whether the candidate was used more often than the victim for what it costs; of both the
+    /// hash and the cost. Now and then a candidate that was used often enough wins anyhow, so that
+    /// nobody can make a victim win forever by keys that share its counters.
+    fn is_preferred(&mut self, candidate: (u32, u64), victim: (u32, u64)) -> bool {
         let Some(sketch) = &self.sketch else { return false };
-        let uses = sketch.estimate(candidate);
-        uses > sketch.estimate(victim) || uses > 5 && self.random() & 127 == 0
+        let (uses, of_victim) = (sketch.estimate(candidate.0), sketch.estimate(victim.0));
+        uses.saturating_mul(victim.1) > of_victim.saturating_mul(candidate.1)
+            || uses > 5 && self.random() & 127 == 0
+    }
+
+    /// What an entry costs on average.
+    fn mean_cost(&self) -> u64 {
+        let entries = self.window.len() as u64 + u64::from(self.main);
+        let cost = self.window_cost + self.main_cost;
+        // Where entries are counted there is nothing to divide.
+        if cost == entries { 1 } else { cost / entries.max(1) }
     }
 
     /// A step of xorshift.
@@ -328,6 +344,11 @@ impl Queues {
         self.hand = slot + 1;
         slot
     }
+}
+
+/// Whether an entry was used often enough for what it costs: once for each time the average.
+fn is_worth(uses: u8, cost: u64, mean: u64) -> bool {
+    uses > 0 && mean.saturating_mul(uses.into()) >= cost
 }
 
 impl Rule {
@@ -527,10 +548,13 @@ mod tests {
         queues.count(victim, 15);
         queues.count(warm, 6);
         queues.count(cold, 5);
-        let mut wins = |hash| (0..12_800).filter(|_| queues.is_preferred(hash, victim)).count();
+        let mut wins =
+            |hash| (0..12_800).filter(|_| queues.is_preferred((hash, 1), (victim, 1))).count();
         assert!((50..200).contains(&wins(warm)), "{} wins", wins(warm));
         assert_eq!(wins(cold), 0);
-        assert!(queues.is_preferred(victim, warm));
+        assert!(queues.is_preferred((victim, 1), (warm, 1)));
+        assert!(!queues.is_preferred((victim, 3), (warm, 1)));
+        assert!(queues.is_preferred((warm, 1), (victim, 3)));
     }
 
     #[test]

@@ -97,11 +97,13 @@ impl Model {
     fn evict(&mut self, limit: u64, rule: Rule, slots: u32) -> Option<u32> {
         (self.limit, self.is_full) = (limit, true);
         let target = target(rule, limit);
+        let mean = self.entries.values().map(|entry| entry.cost).sum::<u64>()
+            / self.entries.len().max(1) as u64;
         let mut is_shrunk = false;
         let mut has_victims = !self.main.is_empty();
         loop {
             if has_victims && self.window_cost() < target {
-                let Some(victim) = self.victim(slots, rule) else {
+                let Some(victim) = self.victim(slots, rule, mean) else {
                     has_victims = false;
                     continue;
                 };
@@ -113,7 +115,7 @@ impl Model {
                 return None;
             }
             let candidate = self.window.remove(0);
-            let Entry { hash, uses, is_pinned, .. } = self.entries[&candidate];
+            let Entry { hash, cost, uses, is_pinned } = self.entries[&candidate];
             if is_pinned {
                 self.main.insert(candidate);
                 continue;
@@ -122,7 +124,7 @@ impl Model {
                 (0..uses).for_each(|_| self.sketch.add(hash));
             }
             let mut leaves = candidate;
-            if has_victims && rule == Rule::S3Fifo && uses > 0 {
+            if has_victims && rule == Rule::S3Fifo && uses > 0 && u64::from(uses) * mean >= cost {
                 self.promote(candidate);
                 continue;
             }
@@ -132,8 +134,8 @@ impl Model {
                     self.promote(candidate);
                     continue;
                 }
-                if let Some(victim) = self.victim(slots, rule)
-                    && self.is_preferred(hash, self.entries[&victim].hash)
+                if let Some(victim) = self.victim(slots, rule, mean)
+                    && self.is_preferred(candidate, victim)
                 {
                     self.promote(candidate);
                     self.hand = victim + 1;
@@ -164,7 +166,7 @@ impl Model {
         self.main.insert(slot);
     }
 
-    fn victim(&mut self, slots: u32, rule: Rule) -> Option<u32> {
+    fn victim(&mut self, slots: u32, rule: Rule, mean: u64) -> Option<u32> {
         if self.hand >= slots {
             self.hand = 0;
         }
@@ -179,8 +181,8 @@ impl Model {
             return None;
         }
         for slot in round.into_iter().cycle() {
-            let Entry { hash, uses, .. } = self.entries.get_mut(&slot).unwrap();
-            if *uses == 0 {
+            let Entry { hash, uses, cost, .. } = self.entries.get_mut(&slot).unwrap();
+            if u64::from(*uses) * mean < *cost {
                 self.hand = slot;
                 return Some(slot);
             }
@@ -193,11 +195,12 @@ impl Model {
     }
 
     fn is_preferred(&mut self, candidate: u32, victim: u32) -> bool {
-        let (candidate, victim) = (self.sketch.estimate(candidate), self.sketch.estimate(victim));
-        if candidate > victim {
+        let [candidate, victim] = [candidate, victim].map(|slot| &self.entries[&slot]);
+        let [uses, of_victim] = [candidate, victim].map(|entry| self.sketch.estimate(entry.hash));
+        if uses * victim.cost > of_victim * candidate.cost {
             return true;
         }
-        if candidate <= 5 {
+        if uses <= 5 {
             return false;
         }
         self.random ^= self.random << 13;
