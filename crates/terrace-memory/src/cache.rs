@@ -670,7 +670,9 @@ impl<K, V, S> Memory<K, V, S> {
     /// there are.
     ///
     /// No read finds one any more that was stored before. They are counted, and take room, until
-    /// something meets them: a read, a store, an eviction or [`Memory::sweep`].
+    /// something meets them: a read, a store, an eviction or [`Memory::sweep`]. Every 65,535 calls
+    /// all entries are looked at, under the locks of their shards; if a read holds on all the time
+    /// meanwhile, this is so at each call until it returns.
     pub fn remove_space(&self, space: u32) {
         // Before the removal begins, because a listener may remove spaces too.
         let mut transfer = self.transfer();

@@ -52,11 +52,12 @@
 //! # What runs under a lock
 //!
 //! The closures of [`Memory::replace_if`], [`Memory::compute`], [`Memory::remove_if`],
-//! [`Memory::retain`] and [`Memory::for_each`], and the equality of keys while something is
-//! stored or removed, run while one shard is locked. They must be short, and must not store in or
-//! remove from the same cache: they could wait for themselves forever. All reads may be done
-//! anywhere, also there. The weigher, the listener and the drop of a key or a value may call
-//! whatever they like.
+//! [`Memory::retain`] and [`Memory::for_each`], the weigher of a [`Memory::compute`], the clone
+//! that [`Memory::remove`] and [`Memory::hottest`] return, and the equality of keys while something
+//! is stored or removed, run while one shard is locked. They must be short, and must not store in
+//! or remove from the same cache: they could wait for themselves forever. All reads may be done
+//! anywhere, also there. The weigher otherwise, the listener and the drop of a key or a value may
+//! call whatever they like.
 //!
 //! # When values are dropped
 //!
@@ -64,7 +65,9 @@
 //! by whichever call comes to it, and at the latest by [`Memory::sweep`], [`Memory::clear`] or
 //! [`Memory::retain`]. Until then it counts in the bound. A thread that does not return from the
 //! closure of a read keeps alive what leaves meanwhile; when that is too much, values are not
-//! stored ([`Insert::NoRoom`]) until it returns. Other caches are not affected.
+//! stored ([`Insert::NoRoom`]) until it returns. Other caches are
+//! not affected, unless the thread reads from two of them within each other. (In a child that was
+//! forked and did not begin another program, reads of the parent's other threads never return.)
 //!
 //! # What an entry costs
 //!

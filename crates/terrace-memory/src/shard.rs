@@ -400,25 +400,6 @@ impl<K, V> Locked<'_, K, V> {
         if present.is_none() && self.lacks_one_entry(weight) && self.evict(None, now) {
             return Room::Made;
         }
-        // Evicting what is to be replaced anyhow would make no room.
-        let spared = present.map(|(number, _)| (number, self.slot(number).pin()));
-        let room = self.make_room_beside(weight, present, now, transfer);
-        if let Some((number, was_pinned)) = spared
-            && present.is_some()
-        {
-            self.slot(number).set_pinned(was_pinned);
-        }
-        room
-    }
-
-    #[inline]
-    fn make_room_beside(
-        &mut self,
-        weight: u64,
-        present: &mut Option<(u32, Place)>,
-        now: Tick,
-        transfer: &mut Transfer<'_, K, V>,
-    ) -> Room {
         loop {
             let Lack { of_lease, of_space } = self.lack(weight, *present);
             if of_lease == Amount::default() && of_space == 0 && !self.has_too_much_garbage() {
@@ -432,6 +413,7 @@ impl<K, V> Locked<'_, K, V> {
                 if weight > self.writer.lease.bytes {
                     return Room::Elsewhere(lacking);
                 }
+                // Evicting what is to be replaced anyhow would make no room.
                 if self.evict(present.map(|(number, _)| number), now) {
                     continue;
                 }
@@ -564,7 +546,7 @@ impl<K, V> Locked<'_, K, V> {
         if common.by_bytes {
             writer.expect_no_more();
         }
-        let entries = InSlots { slots: &writer.slots, common };
+        let entries = InSlots { spared, ..InSlots::new(&writer.slots, common) };
         let Some(number) = writer.order.evict(&entries, limit) else {
             return self.remove_dead(spared, now);
         };
@@ -645,7 +627,7 @@ impl<K, V> Locked<'_, K, V> {
         match present {
             Some((replaced, place)) => {
                 writer.index.replace(place, number);
-                let entries = InSlots { slots: &writer.slots, common };
+                let entries = InSlots::new(&writer.slots, common);
                 writer.order.replace(&entries, replaced, number);
                 let cause = self.end_of(replaced, now).unwrap_or(Cause::Replaced);
                 self.retire(replaced, cause);
@@ -665,7 +647,7 @@ impl<K, V> Locked<'_, K, V> {
                     writer.expected = (writer.expected + writer.expected / parts).max(64);
                     writer.order.expect(writer.expected);
                 }
-                writer.order.insert(&InSlots { slots: &writer.slots, common }, number);
+                writer.order.insert(&InSlots::new(&writer.slots, common), number);
             }
         }
         self.free_some(transfer);
@@ -680,7 +662,7 @@ impl<K, V> Locked<'_, K, V> {
         let common = self.common;
         let Writer { index, order, slots, .. } = &mut *self.writer;
         index.remove(slots.get(number).hash(), place);
-        order.remove(&InSlots { slots, common }, number);
+        order.remove(&InSlots::new(slots, common), number);
         self.retire(number, cause);
     }
 
@@ -729,7 +711,7 @@ impl<K, V> Locked<'_, K, V> {
         }
         let common = self.common;
         let Writer { order, slots, .. } = &mut *self.writer;
-        order.expires_changed(&InSlots { slots, common }, number);
+        order.expires_changed(&InSlots::new(slots, common), number);
     }
 
     /// Puts an entry into the present generation.
@@ -942,7 +924,7 @@ impl<K, V> Locked<'_, K, V> {
         assert_eq!(garbage, writer.garbage, "garbage is miscounted");
         assert!(live.bytes + garbage.bytes <= writer.lease.bytes, "more is held than borrowed");
         assert!(live.entries <= writer.lease.entries, "more is held than borrowed");
-        writer.order.validate(&InSlots { slots: &writer.slots, common: self.common }, &numbers);
+        writer.order.validate(&InSlots::new(&writer.slots, self.common), &numbers);
         (writer.lease, negative)
     }
 }
@@ -995,6 +977,15 @@ impl<K, V> Reader<K, V> {
 struct InSlots<'a, K, V> {
     slots: &'a Slots<K, V>,
     common: &'a Common,
+    /// A slot that must not be chosen now, as if it were pinned.
+    spared: Option<u32>,
+}
+
+impl<'a, K, V> InSlots<'a, K, V> {
+    #[inline]
+    fn new(slots: &'a Slots<K, V>, common: &'a Common) -> Self {
+        Self { slots, common, spared: None }
+    }
 }
 
 impl<K, V> Entries for InSlots<'_, K, V> {
@@ -1034,7 +1025,7 @@ impl<K, V> Entries for InSlots<'_, K, V> {
 
     #[inline]
     fn is_pinned(&self, slot: u32) -> bool {
-        self.slots.get(slot).is_pinned()
+        self.slots.get(slot).is_pinned() || self.spared == Some(slot)
     }
 
     #[inline]
@@ -1054,9 +1045,10 @@ impl<K, V> Entries for InSlots<'_, K, V> {
     }
 
     #[inline]
-    fn look(&self, slot: u32) -> Look {
-        let slot = self.slots.get(slot);
+    fn look(&self, number: u32) -> Look {
+        let slot = self.slots.get(number);
         let cost = self.common.cost(slot.weight().into());
-        Look { hash: slot.hash(), cost, uses: slot.uses(), is_pinned: slot.is_pinned() }
+        let is_pinned = slot.is_pinned() || self.spared == Some(number);
+        Look { hash: slot.hash(), cost, uses: slot.uses(), is_pinned }
     }
 }

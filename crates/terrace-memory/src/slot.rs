@@ -211,19 +211,6 @@ impl<K, V> Slot<K, V> {
         self.weight.load(Relaxed) & PINNED != 0
     }
 
-    /// Pins the entry, under the lock, and says whether it was pinned before.
-    pub(crate) fn pin(&self) -> bool {
-        let was_pinned = self.is_pinned();
-        self.set_pinned(true);
-        was_pinned
-    }
-
-    /// Under the lock of the shard only.
-    pub(crate) fn set_pinned(&self, is_pinned: bool) {
-        let rest = self.weight.load(Relaxed) & !PINNED;
-        self.weight.store(rest | if is_pinned { PINNED } else { 0 }, Relaxed);
-    }
-
     pub(crate) fn region(&self) -> u8 {
         ((self.weight.load(Relaxed) & REGION_MASK) >> WEIGHT_BITS) as u8
     }
