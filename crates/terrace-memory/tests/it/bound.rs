@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use terrace_memory::{Attributes, Cause, Insert, Memory, Tick};
 
+use crate::support::{alone, count};
 use crate::{Dice, NOW, PLAIN, Weigh, weighed};
 
 const MAX: u64 = 100_000;
@@ -231,4 +233,49 @@ fn a_small_cache_of_many_shards_is_full_when_much_was_stored() {
         }
     }
     bytes.validate();
+}
+
+/// Pages of this process that are in memory, in bytes.
+#[cfg(target_os = "linux")]
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn r9_the_process_stays_within_the_bound_and_a_quarter() {
+    alone("bound::r9_the_process_stays_within_the_bound_and_a_quarter", || {
+        const MIB: u64 = 1 << 20;
+        let (budget, time) = (count(64, 256) * MIB, Duration::from_secs(count(15, 600)));
+        let cache = Memory::<u64, Vec<u8>>::builder()
+            .max_bytes(budget)
+            .weigher(|_, value: &Vec<u8>| 32 + value.capacity() as u64)
+            .build();
+        let start = Instant::now();
+        let most = AtomicU64::new(0);
+        thread::scope(|scope| {
+            for seed in 1..=2 {
+                let (cache, most) = (&cache, &most);
+                scope.spawn(move || {
+                    let mut dice = Dice(seed);
+                    while start.elapsed() < time {
+                        for _ in 0..64 {
+                            // From 1 byte to 1 MiB, small ones as often as large ones.
+                            let most = 1 << dice.roll(21);
+                            let size = dice.roll(most) + 1;
+                            let value = vec![seed as u8; size as usize];
+                            cache.insert(dice.roll(20_000), value, PLAIN, NOW);
+                            cache.get_with(&dice.roll(20_000), NOW, |value| assert!(value[0] > 0));
+                        }
+                        most.fetch_max(resident(), Relaxed);
+                    }
+                });
+            }
+        });
+        let most = most.load(Relaxed);
+        assert!(cache.stats().evicted > 1_000, "the bound was not reached");
+        assert!(most <= budget / 4 * 5 + 40 * MIB, "{} MiB under {budget}", most / MIB);
+    });
 }

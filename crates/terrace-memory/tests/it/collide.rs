@@ -1,10 +1,14 @@
 //! Keys that were made to collide, and hashers that are no good.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
 use terrace_memory::{Eviction, Insert, Memory};
+use xxhash_rust::xxh64::xxh64;
 
 use crate::support::count;
 use crate::{NOW, PLAIN};
@@ -242,4 +246,69 @@ fn a_search_ends_whatever_was_there_before() {
             cache.validate();
         }
     }
+}
+
+/// What the second half of a key has to be so that `xxh64` with seed 0 ends up in the same state,
+/// whatever the first half is.
+fn colliding(first: u64) -> [u64; 8] {
+    const P1: u64 = 0x9E37_79B1_85EB_CA87;
+    const P2: u64 = 0xC2B2_AE3D_27D4_EB4F;
+    // The inverse of P2 modulo 2^64, by Newton's method: each step doubles the bits that are right.
+    let inverse = (0..6).fold(P2, |x, _| x.wrapping_mul(2_u64.wrapping_sub(P2.wrapping_mul(x))));
+    let mut key = [0; 8];
+    for (lane, start) in
+        [P1.wrapping_add(P2), P2, 0, 0_u64.wrapping_sub(P1)].into_iter().enumerate()
+    {
+        let word = first.wrapping_mul(lane as u64 + 1);
+        let state = start.wrapping_add(word.wrapping_mul(P2)).rotate_left(31).wrapping_mul(P1);
+        key[lane] = word;
+        key[lane + 4] = 7_u64.wrapping_sub(state).wrapping_mul(inverse);
+    }
+    key
+}
+
+/// A key that counts how often it is compared.
+#[derive(Clone)]
+struct Counted([u64; 8], Arc<AtomicU64>);
+
+impl Hash for Counted {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl PartialEq for Counted {
+    fn eq(&self, other: &Self) -> bool {
+        self.1.fetch_add(1, Relaxed);
+        self.0 == other.0
+    }
+}
+
+impl Eq for Counted {}
+
+#[test]
+fn x10_keys_made_to_collide_in_a_known_hash_are_as_good_as_others() {
+    let keys = count(20_000, 1_000_000);
+    let bytes = |key: [u64; 8]| key.map(u64::to_le_bytes).concat();
+    let hashes: HashSet<u64> =
+        (0..1_000).map(|first| xxh64(&bytes(colliding(first * 77 + 1)), 0)).collect();
+    assert_eq!(hashes.len(), 1, "these keys do not collide");
+
+    // Half the throughput would be twice the work, and comparing is the work that collisions make.
+    let comparisons = |key: fn(u64) -> [u64; 8]| {
+        let compared = Arc::new(AtomicU64::new(0));
+        let cache = Memory::builder().max_entries(2 * keys).build();
+        for number in 0..keys {
+            cache.insert(Counted(key(number), Arc::clone(&compared)), number, PLAIN, NOW);
+        }
+        for number in 0..keys {
+            let found = cache.get(&Counted(key(number), Arc::clone(&compared)), NOW);
+            assert_eq!(found, Some(number));
+        }
+        compared.load(Relaxed)
+    };
+    let made = comparisons(|number| colliding(number * 77 + 1));
+    let random = comparisons(|number| colliding(number * 77 + 1).map(|word| word ^ (number << 7)));
+    assert!(made <= random + random / 2, "{made} comparisons, {random} with other keys");
+    assert!(made <= 2 * keys, "{made} comparisons for {keys} keys");
 }

@@ -2,6 +2,7 @@
 
 use terrace_memory::{Attributes, Builder, Eviction, Insert, Memory, Replace, Tick};
 
+use crate::support::count;
 use crate::{Dice, NOW, PLAIN, weighed};
 
 const NEGATIVE: Attributes = Attributes { negative: true, ..PLAIN };
@@ -190,4 +191,41 @@ fn where_the_share_is_taken_a_negative_entry_may_replace_another() {
     assert_eq!(cache.insert(3, WEIGHT, NEGATIVE, NOW), Insert::Replaced);
     assert_eq!(cache.insert(3, WEIGHT + 1, NEGATIVE, NOW), Insert::NoRoom);
     cache.validate();
+}
+
+#[test]
+fn x18_a_flood_of_ids_that_do_not_exist_leaves_the_hot_set_alone() {
+    const HOT: u64 = 10_000;
+    let flood = count(100_000, 1_000_000);
+    // What share of reads finds its entry, with so many random ids to each of them.
+    let hits = |ids_to_a_read: u64| {
+        let cache = Memory::<u64, u64>::builder().max_entries(HOT * 11 / 10).build();
+        let mut dice = Dice(9);
+        let mut read = |count: u64, ids: u64| {
+            let mut hits = 0;
+            for _ in 0..count {
+                // Small numbers are asked for most.
+                let key = dice.roll(HOT) * dice.roll(HOT) / HOT;
+                if cache.get(&key, NOW).is_some() {
+                    hits += 1;
+                } else {
+                    cache.insert(key, key, PLAIN, NOW);
+                }
+                for _ in 0..ids {
+                    let id = HOT + dice.roll(u64::MAX - HOT);
+                    if cache.get(&id, NOW).is_none() {
+                        cache.insert(id, 0, NEGATIVE, NOW);
+                    }
+                }
+            }
+            hits as f64 / count as f64
+        };
+        read(10 * HOT, 0);
+        let share = read(flood / 4, ids_to_a_read);
+        cache.validate();
+        share
+    };
+    let (calm, flooded) = (hits(0), hits(4));
+    assert!(calm > 0.95, "{calm}");
+    assert!(flooded >= calm - 0.01, "{flooded} with the flood, {calm} without");
 }
