@@ -30,7 +30,7 @@ mod ttl;
 
 /// Which entry leaves when there is no room.
 ///
-/// `docs/memory.md` compares them on real traces. When in doubt, keep the default.
+/// `docs/memory.md` says which is for what. When in doubt, keep the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Eviction {

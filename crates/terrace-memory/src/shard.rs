@@ -542,7 +542,14 @@ impl<K, V> Locked<'_, K, V> {
     fn evict(&mut self, spared: Option<u32>, now: Tick) -> bool {
         let common = self.common;
         let writer = &mut *self.writer;
-        let limit = if common.by_bytes { writer.lease.bytes } else { writer.lease.entries };
+        let limit = if !common.by_bytes {
+            writer.lease.entries
+        } else if writer.live.entries < writer.lease.entries {
+            writer.lease.bytes
+        } else {
+            // It is the other bound that is reached: these bytes are all that there will be.
+            writer.live.bytes
+        };
         if common.by_bytes {
             writer.expect_no_more();
         }

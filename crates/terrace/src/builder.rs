@@ -20,12 +20,15 @@ use crate::policy::Policy;
 use crate::runtime::{Runtime, Tokio};
 use crate::space::{Identity, Spaces};
 use crate::tier::{OpenTier, Tier};
+use terrace_memory::Eviction;
 
 /// Settings of the memory tier.
 #[derive(Clone, Debug)]
 pub struct Memory {
     max_bytes: u64,
+    max_entries: Option<u64>,
     max_value_bytes: Option<u64>,
+    eviction: Eviction,
 }
 
 impl Memory {
@@ -34,7 +37,25 @@ impl Memory {
     /// A value counts as what it takes encoded, and as the size of its type.
     #[must_use]
     pub fn bytes(max_bytes: u64) -> Self {
-        Self { max_bytes, max_value_bytes: None }
+        Self { max_bytes, max_entries: None, max_value_bytes: None, eviction: Eviction::default() }
+    }
+
+    /// At most so many values as well, however small. Not limited unless set.
+    ///
+    /// ```
+    /// use terrace::{Eviction, Memory};
+    ///
+    /// let memory = Memory::bytes(64 << 20).max_entries(100_000).eviction(Eviction::Lru);
+    /// ```
+    #[must_use]
+    pub fn max_entries(self, max_entries: u64) -> Self {
+        Self { max_entries: Some(max_entries), ..self }
+    }
+
+    /// Who leaves to make room. [`Eviction::Hybrid`] unless set, which suits almost everybody.
+    #[must_use]
+    pub fn eviction(self, eviction: Eviction) -> Self {
+        Self { eviction, ..self }
     }
 
     /// Larger values are not kept in memory: a sixteenth of the whole unless set.
@@ -45,9 +66,13 @@ impl Memory {
 
     fn build(&self) -> Engine {
         let largest = self.max_value_bytes.unwrap_or(self.max_bytes / 16);
-        Engine::builder()
-            .max_bytes(self.max_bytes)
-            .max_value_bytes(largest)
+        let builder = Engine::builder().max_bytes(self.max_bytes).max_value_bytes(largest);
+        let builder = match self.max_entries {
+            Some(entries) => builder.max_entries(entries),
+            None => builder,
+        };
+        builder
+            .eviction(self.eviction)
             .weigher(|key: &MemoryKey, entry: &AnyEntry| {
                 let pointers = size_of::<MemoryKey>() + size_of::<AnyEntry>() + ARC_COUNTS;
                 ((pointers + key.bytes.len()) as u64).saturating_add(entry.meta().bytes)

@@ -74,6 +74,7 @@ pub use space::{Space, SpaceBuilder};
 pub use stats::{SpaceStats, Stats, TierStats, Times, Traffic};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};
+pub use terrace_memory::Eviction;
 pub use tier::Tier;
 pub use write::{Insert, Settled};
 

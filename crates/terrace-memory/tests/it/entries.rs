@@ -197,3 +197,18 @@ fn many_threads_stay_within_the_number_of_entries() {
         }
     }
 }
+
+#[test]
+fn what_is_read_all_the_time_stays_whichever_bound_is_reached() {
+    for (max_bytes, max_entries) in [(1 << 30, 100), (100 * 200, u64::MAX), (100 * 200, 100)] {
+        for eviction in [Eviction::Hybrid, Eviction::S3Fifo, Eviction::Sieve, Eviction::Lru] {
+            let cache = weighed::<u64>(max_bytes, 1).max_entries(max_entries).eviction(eviction);
+            let cache = cache.build();
+            for key in 0..2_000 {
+                cache.insert(key, 200, PLAIN, NOW);
+                assert!(cache.get(&0, NOW).is_some(), "{eviction:?} at {key} within {max_bytes}");
+            }
+            assert!(cache.len() >= 90, "{} entries", cache.len());
+        }
+    }
+}

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use terrace::frame;
 use terrace::{
-    BuildError, Codec, Compression, Disk, Error, LoadError, Memory, Settled, Source, Space,
-    Terrace, Tier,
+    BuildError, Codec, Compression, Disk, Error, Eviction, LoadError, Memory, Settled, Source,
+    Space, Terrace, Tier,
 };
 use terrace_test::{Calls, ChaosStore, ManualClock, MapStore, Verb};
 use tokio::sync::Semaphore;
@@ -1006,5 +1006,23 @@ async fn keys_may_be_numbers_and_tuples() {
             assert_eq!(*pairs.get(&tesla).await.unwrap().unwrap(), "report", "{layout:?}");
             bed.forget_memory().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn memory_may_be_bounded_in_values_and_evict_as_is_wanted() {
+    for eviction in [Eviction::Hybrid, Eviction::Lru, Eviction::Lfu, Eviction::Ttl] {
+        let memory = Memory::bytes(16 << 20).max_entries(100).eviction(eviction);
+        let terrace = Terrace::builder().memory(memory).build().await.unwrap();
+        let keys: Vec<String> = (0..1_000).map(|key| key.to_string()).collect();
+        for (number, key) in keys.iter().enumerate() {
+            terrace.set(key, &number).await.unwrap();
+            // Whatever the policy but the one that goes by expiry, who is read all the time stays.
+            let first = terrace.get::<usize>("0").await.unwrap();
+            assert!(first.is_some() || eviction == Eviction::Ttl, "{eviction:?} at {number}");
+        }
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let left = terrace.exists_many(&keys).await.unwrap();
+        assert!((90..=100).contains(&left), "{eviction:?} leaves {left}");
     }
 }
