@@ -56,16 +56,18 @@ need_rust_component() {
     fi
 }
 
-# need_cargo_tool BINARY CRATE: builds a cargo tool that is missing, once for this machine.
+# need_cargo_tool BINARY CRATE [VERSION]: builds a cargo tool that is missing, or has not this
+# version, once for this machine.
 need_cargo_tool() {
-    local start=$SECONDS
+    local start=$SECONDS crate=$2${3:+@$3}
     command -v cargo >/dev/null || die "cargo was not found: please install Rust with rustup first"
-    if command -v "$1" >/dev/null; then
+    if command -v "$1" >/dev/null && [[ -z ${3-} || $("$1" --version) == *" $3" ]]; then
         return 0
     fi
     need_c_compiler
-    say "Installing $2 with cargo: three to six minutes on two cores, this once"
+    say "Installing $crate with cargo: three to six minutes on two cores, this once"
     # With a target folder of the project in the environment the tool would be built into it.
-    env -u CARGO_TARGET_DIR cargo install --locked "$2" >&2 || die "cargo install --locked $2 failed"
-    say "Installed $2 in $((SECONDS - start)) s"
+    env -u CARGO_TARGET_DIR cargo install --locked "$crate" >&2 ||
+        die "cargo install --locked $crate failed"
+    say "Installed $crate in $((SECONDS - start)) s"
 }
