@@ -149,7 +149,7 @@ impl Queues {
             }
             match rule {
                 Rule::S3Fifo if is_worth(uses, cost, mean) => {
-                    self.promote(entries, candidate, cost)
+                    self.promote(entries, candidate, cost);
                 }
                 Rule::S3Fifo => return Some(self.evict_candidate(candidate, hash)),
                 // After a change of the rule, the window shrinks to its size by one entry per call.
