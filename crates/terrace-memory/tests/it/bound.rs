@@ -245,6 +245,7 @@ fn resident() -> u64 {
 
 #[test]
 #[cfg(target_os = "linux")]
+#[expect(clippy::disallowed_methods, reason = "it says for how long it runs")]
 fn r9_the_process_stays_within_the_bound_and_a_quarter() {
     alone("bound::r9_the_process_stays_within_the_bound_and_a_quarter", || {
         const MIB: u64 = 1 << 20;
