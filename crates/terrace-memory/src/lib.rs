@@ -73,7 +73,7 @@
 //!
 //! An entry is charged what the weigher says, which is to be the size of the key and the value
 //! with everything they own, and [`Memory::OVERHEAD`], which covers the rest of its slot and its
-//! part in index and policy. The shards themselves (about half a KiB each), the miniature caches
+//! part in index and policy. The shards themselves (less than a KiB each), the miniature caches
 //! of the hybrid policy and the counters are not charged. Slots that fall free are kept for reuse
 //! and not charged; [`Memory::clear`] gives them back.
 //!

@@ -1,6 +1,6 @@
 //! The slots of a shard: allocated by the segment, numbered from 0, never moved.
 //!
-//! A segment takes about a page, so that growing copies nothing and wastes little. Readers find
+//! A segment takes about 2 KiB, so that growing copies nothing and wastes little. Readers find
 //! the segments in a list that is replaced when it is full. What few entries have (a stamp, a
 //! space, an idle time) is in a column beside the segment, which is there once it is needed.
 

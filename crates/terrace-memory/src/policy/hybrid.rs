@@ -10,7 +10,8 @@ use super::{Entries, Order};
 /// Queues whose rule may change at any time: it is read whenever an entry comes or has to leave.
 ///
 /// The rule is that of all shards, as [`Rule::code`] gives it; a [`Duel`] finds it. It takes about
-/// seven bytes per entry. `remove` and `replace` search the window for entries that are in there.
+/// three bytes per entry, and four more from when a rule is in force that asks the sketch. `remove`
+/// and `replace` search the window for entries that are in there.
 ///
 /// [`Duel`]: super::duel::Duel
 pub(crate) struct Hybrid {

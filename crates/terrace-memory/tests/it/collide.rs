@@ -11,7 +11,7 @@ use terrace_memory::{Eviction, Insert, Memory};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::support::count;
-use crate::{NOW, PLAIN};
+use crate::{EVERY, NOW, PLAIN};
 
 thread_local! {
     /// Comparisons of keys by this thread.
@@ -130,14 +130,6 @@ impl BuildHasher for Coarse {
 }
 
 const CONSTANT: u64 = u64::MAX;
-const EVERY: [Eviction; 6] = [
-    Eviction::Hybrid,
-    Eviction::S3Fifo,
-    Eviction::Sieve,
-    Eviction::Lru,
-    Eviction::Lfu,
-    Eviction::Ttl,
-];
 
 #[test]
 fn a_cache_with_a_constant_hash_is_correct() {

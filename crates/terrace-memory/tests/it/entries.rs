@@ -6,16 +6,7 @@ use std::thread;
 use terrace_memory::{Builder, Eviction, Insert, Memory};
 
 use crate::support::count;
-use crate::{Dice, NOW, PLAIN, weighed};
-
-const EVERY: [Eviction; 6] = [
-    Eviction::Hybrid,
-    Eviction::S3Fifo,
-    Eviction::Sieve,
-    Eviction::Lru,
-    Eviction::Lfu,
-    Eviction::Ttl,
-];
+use crate::{Dice, EVERY, NOW, PLAIN, weighed};
 
 /// The number of entries that can be found; unlike `len`, it does not know the bound.
 fn found(cache: &Memory<u64, u64>) -> u64 {

@@ -41,6 +41,16 @@ use terrace_memory::{Attributes, Eviction, Memory, Tick};
 /// A time at which nothing has expired, unless a test says so.
 const NOW: Tick = Tick(0);
 
+/// Every policy.
+const EVERY: [Eviction; 6] = [
+    Eviction::Hybrid,
+    Eviction::S3Fifo,
+    Eviction::Sieve,
+    Eviction::Lru,
+    Eviction::Lfu,
+    Eviction::Ttl,
+];
+
 /// Neither expiry, nor stamp, nor space.
 const PLAIN: Attributes = Attributes {
     expires: Tick::NEVER,

@@ -4,17 +4,9 @@ use std::thread;
 
 use terrace_memory::{Attributes, Compute, Eviction, Insert, Memory, Replace, Tick};
 
-use crate::{Dice, NOW, PLAIN, weighed};
+use crate::{Dice, EVERY, NOW, PLAIN, weighed};
 
 const PINNED: Attributes = Attributes { pinned: true, ..PLAIN };
-const EVERY: [Eviction; 6] = [
-    Eviction::Hybrid,
-    Eviction::S3Fifo,
-    Eviction::Sieve,
-    Eviction::Lru,
-    Eviction::Lfu,
-    Eviction::Ttl,
-];
 
 #[test]
 fn what_is_pinned_is_never_evicted() {

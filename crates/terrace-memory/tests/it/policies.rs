@@ -5,17 +5,9 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 use terrace_memory::{Attributes, Eviction, Insert, Memory, Tick};
 
-use crate::{Dice, NOW, PLAIN};
+use crate::{Dice, EVERY, NOW, PLAIN};
 
 const ROOM: u64 = 1_000;
-const EVERY: [Eviction; 6] = [
-    Eviction::Hybrid,
-    Eviction::S3Fifo,
-    Eviction::Sieve,
-    Eviction::Lru,
-    Eviction::Lfu,
-    Eviction::Ttl,
-];
 
 type Cache = Memory<u64, u64, FixedState>;
 
