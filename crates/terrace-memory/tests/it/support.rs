@@ -70,11 +70,17 @@ impl Weigh for Tracked {
 /// Runs a test in a process of its own: a thread that reads two caches at a time keeps all other
 /// caches of the process from freeing anything.
 pub(crate) fn alone(test: &str, body: impl FnOnce()) {
+    alone_with(test, &[], body);
+}
+
+/// The same with these variables in its environment.
+pub(crate) fn alone_with(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
     const IS_ALONE: &str = "TERRACE_MEMORY_TEST_IS_ALONE";
     if env::var_os(IS_ALONE).is_some() {
         return body();
     }
     let mut command = Command::new(env::current_exe().unwrap());
+    command.envs(variables.iter().copied());
     let output =
         command.args(["--exact", test, "--nocapture"]).env(IS_ALONE, "1").output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
