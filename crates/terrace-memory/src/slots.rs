@@ -12,6 +12,7 @@ use Ordering::{Acquire, Relaxed, Release};
 use crate::policy::Touch;
 use crate::slot::Slot;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::load_unshared;
 use crate::{Attributes, Tick};
 
 /// Bytes of a segment, about.
@@ -267,9 +268,8 @@ impl<K, V> Slots<K, V> {
         // all of them and lives as long as this.
         unsafe {
             let slots = self.lists.segments.get_unchecked(segment::<K, V>(slot));
-            // Not an atomic load: nobody writes to the list but who has the lock. So the compiler
-            // may keep what it has loaded.
-            &*(*slots.as_ptr()).add(offset::<K, V>(slot))
+            // Nobody writes to the list but who has the lock.
+            &*load_unshared(slots).add(offset::<K, V>(slot))
         }
     }
 

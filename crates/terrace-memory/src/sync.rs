@@ -52,6 +52,20 @@ macro_rules! local {
 
 pub(crate) use {global, local};
 
+/// What an atomic pointer holds, by a load that is not atomic: the compiler may keep what it has
+/// loaded. The tools that explore interleavings know atomic loads alone.
+///
+/// # Safety
+/// No other thread stores to it meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn load_unshared<T>(pointer: &atomic::AtomicPtr<T>) -> *mut T {
+    #[cfg(any(loom, shuttle))]
+    return pointer.load(atomic::Ordering::Relaxed);
+    // SAFETY: the caller promises that nobody stores to it.
+    #[cfg(not(any(loom, shuttle)))]
+    return unsafe { *pointer.as_ptr() };
+}
+
 #[cfg(not(loom))]
 mod plain {
     use std::cell;
