@@ -189,7 +189,7 @@ impl Directory {
         match (standing, judge(life, standing, now)) {
             (Standing::Named, _) => State::Invalidated,
             (Standing::Unknown, _) => State::Untrusted,
-            (Standing::Good, Freshness::Fresh) => State::Fresh,
+            (Standing::Good, Freshness::Fresh | Freshness::Aging) => State::Fresh,
             (Standing::Good, Freshness::Stale) => State::Stale,
             (Standing::Good, Freshness::Dead) => State::Expired,
         }

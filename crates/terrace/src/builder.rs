@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use crate::authority::{Authority, LocalAuthority};
+use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
 use crate::clock::{Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
@@ -17,6 +18,7 @@ use crate::key::MemoryKey;
 use crate::ledger::Mirror;
 use crate::pending::Pending;
 use crate::policy::Policy;
+use crate::retry::Retries;
 use crate::runtime::{Runtime, Tokio};
 use crate::space::{Identity, Spaces};
 use crate::tier::{OpenTier, Tier};
@@ -81,6 +83,9 @@ impl Memory {
     }
 }
 
+/// Loads that run at once unless the builder says otherwise.
+const MOST_LOADS: usize = 256;
+
 /// The two counts of references before a shared value.
 const ARC_COUNTS: usize = 16;
 
@@ -98,6 +103,7 @@ pub struct Builder {
     memory: Option<Memory>,
     tiers: Vec<(String, Tier)>,
     policy: Policy,
+    max_loads: Option<usize>,
     clock: Option<Arc<dyn Clock>>,
     runtime: Option<Arc<dyn Runtime>>,
 }
@@ -118,6 +124,14 @@ impl Builder {
     /// How long entries are fresh where their space says nothing: 5 minutes unless set.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.policy.ttl = Some(ttl);
+        self
+    }
+
+    /// Loads that run at once, of all spaces together: 256 unless set. More of them wait, and
+    /// fail with [`LoadError::Overloaded`](crate::LoadError::Overloaded) when they have waited
+    /// as long as a load may take, or when 10,000 wait already.
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.max_loads = Some(loads);
         self
     }
 
@@ -168,6 +182,8 @@ impl Builder {
             mirror: Mirror::joining(&snapshot),
             flights: Arc::new(Flights::new()),
             pending: Pending::default(),
+            retries: Retries::new(),
+            loads: Bulkhead::new(self.max_loads.unwrap_or(MOST_LOADS)),
             spaces: Spaces::new(tiers.len() + 1),
             clock,
             steady_wall: SteadyWall::default(),

@@ -7,13 +7,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::builder::Builder;
+use crate::call::{Get, GetOrLoad};
 use crate::codec::ValueCodec;
 use crate::core::Core;
 use crate::error::{Error, LoaderFailure};
 use crate::key::tag_name;
 use crate::ledger::Name;
 use crate::load::Load;
-use crate::read::{Get, GetOrLoad};
 use crate::space::{SpaceBuilder, SpaceCore};
 use crate::stats::Stats;
 use crate::write::{self, Insert, Settled};
@@ -84,7 +84,7 @@ impl Terrace {
     ) -> GetOrLoad<'a, str, V, F, E>
     where
         V: Dynamic,
-        F: FnOnce(Load<str>) -> Fut,
+        F: FnOnce(Load<str, V>) -> Fut,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: LoaderFailure,
     {
@@ -134,7 +134,7 @@ impl Terrace {
         keys: &[&str],
     ) -> Result<Vec<Option<crate::Cached<V>>>, Error> {
         let codec = Some(ValueCodec::serde(self.dynamic.codec));
-        crate::read::get_many(&self.dynamic, codec, keys.iter().copied()).await
+        crate::many::get_many(&self.dynamic, codec, keys.iter().copied()).await
     }
 
     /// Removes `key` from every tier; says whether anything was there.

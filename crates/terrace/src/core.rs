@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::authority::{Answer, Appended, Authority};
+use crate::bulkhead::Bulkhead;
 use crate::clock::{Clock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
@@ -17,6 +18,7 @@ use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
 use crate::pending::Pending;
 use crate::protocol::{Follow, Standing};
+use crate::retry::Retries;
 use crate::runtime::{BoxFuture, Runtime, unless};
 use crate::space::{SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierStats, TrafficSum};
@@ -37,6 +39,9 @@ pub(crate) struct Core {
     pub(crate) mirror: Mirror,
     pub(crate) flights: Arc<Flights>,
     pub(crate) pending: Pending,
+    pub(crate) retries: Retries,
+    /// How many loads run at once.
+    pub(crate) loads: Bulkhead,
     pub(crate) spaces: Spaces,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) steady_wall: SteadyWall,
@@ -46,9 +51,10 @@ pub(crate) struct Core {
     pub(crate) is_closed: AtomicBool,
 }
 
-/// What a load remembers of its beginning, to be judged by when it ends.
+/// What a load remembers of its beginning, to be judged by when it ends. See
+/// [`Space::ticket`](crate::Space::ticket).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ticket {
+pub struct Ticket {
     pub(crate) stamp: Stamp,
     epoch: u64,
 }
@@ -91,6 +97,19 @@ impl Core {
     pub(crate) fn tier_names(&self) -> impl Iterator<Item = &str> {
         let memory = self.memory.is_some().then_some("memory");
         memory.into_iter().chain(self.tiers.iter().map(|tier| &*tier.name))
+    }
+
+    /// The number of the tier of this name: memory is 0, those below it follow.
+    pub(crate) fn tier_number(&self, name: &str) -> Option<usize> {
+        if name == "memory" {
+            return self.memory.is_some().then_some(0);
+        }
+        self.tiers.iter().position(|tier| &*tier.name == name).map(|index| index + 1)
+    }
+
+    /// Hears everything that the ledger says up to now, or fails.
+    pub(crate) async fn confirm(self: &Arc<Self>) -> Result<(), Error> {
+        self.follow().await.map_err(Error::Authority)
     }
 
     /// Whether an entry in memory still stands.
@@ -150,19 +169,27 @@ impl Core {
         let position = appended.position;
         if !(self.mirror.apply(&lines) && self.mirror.has_applied(position)) {
             // Others wrote between: their lines come first.
-            self.follow().await;
+            let _ = self.follow().await;
         }
         self.drop_from_memory(&lines);
         self.mirror.has_applied(position)
     }
 
     /// Reads and applies what others have appended.
-    pub(crate) async fn follow(self: &Arc<Self>) {
+    pub(crate) async fn follow(self: &Arc<Self>) -> Result<(), StoreError> {
         let _one_at_a_time = self.following.lock().await;
+        let followed = self.follow_to_the_end().await;
+        if let Err(error) = &followed {
+            tracing::warn!(%error, "the ledger cannot be followed");
+        }
+        followed
+    }
+
+    async fn follow_to_the_end(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
-            match self.ask(self.authority.follow(self.mirror.ticket())).await {
-                Ok(Follow::Lines(lines)) if lines.is_empty() => return,
-                Ok(Follow::Lines(lines)) => {
+            match self.ask(self.authority.follow(self.mirror.ticket())).await? {
+                Follow::Lines(lines) if lines.is_empty() => return Ok(()),
+                Follow::Lines(lines) => {
                     self.mirror.apply(&lines);
                     self.drop_from_memory(&lines);
                     let names = lines.iter().map(|line| &line.name);
@@ -170,18 +197,15 @@ impl Core {
                         self.hold_back(names.cloned().collect());
                     }
                 }
-                Ok(Follow::Broken) => match self.ask(self.authority.snapshot()).await {
-                    Ok(snapshot) => {
-                        tracing::warn!(
-                            "the ledger's chain is broken: what was cached before is not trusted"
-                        );
-                        self.mirror.rejoin(&snapshot);
-                        // Lines about keys were missed, and memory hears of no others.
-                        self.empty_memory();
-                    }
-                    Err(error) => return tracing::warn!(%error, "the ledger cannot be joined"),
-                },
-                Err(error) => return tracing::warn!(%error, "the ledger cannot be followed"),
+                Follow::Broken => {
+                    let snapshot = self.ask(self.authority.snapshot()).await?;
+                    tracing::warn!(
+                        "the ledger's chain is broken: what was cached before is not trusted"
+                    );
+                    self.mirror.rejoin(&snapshot);
+                    // Lines about keys were missed, and memory hears of no others.
+                    self.empty_memory();
+                }
             }
         }
     }
@@ -317,7 +341,13 @@ impl Core {
         let skip = usize::from(self.memory.is_none());
         let spaces =
             spaces.iter().map(|space| space.stats(&names, skip)).collect::<Vec<SpaceStats>>();
-        Stats { tiers, spaces }
+        Stats {
+            tiers,
+            spaces,
+            underway: self.flights.airborne() as u64,
+            loads_running: self.loads.running() as u64,
+            loads_queued: self.loads.queued() as u64,
+        }
     }
 
     /// The name and size of tier number `index`; memory is number 0.
@@ -357,7 +387,11 @@ impl Core {
     /// Frees what has expired, notes sizes, and follows the ledger if others write it.
     pub(crate) fn start_housekeeping(self: &Arc<Self>) {
         if self.authority.scope() > Scope::Process {
-            self.repeat(FOLLOWING, |core| Box::pin(async move { core.follow().await }));
+            self.repeat(FOLLOWING, |core| {
+                Box::pin(async move {
+                    let _ = core.follow().await;
+                })
+            });
         }
         self.repeat(SWEEPING, |core| Box::pin(async move { core.sweep().await }));
     }
@@ -384,6 +418,7 @@ impl Core {
         if let Some(memory) = &self.memory {
             memory.sweep(self.clock.tick(), SWEEP_AT_ONCE);
         }
+        self.retries.sweep(self.clock.tick());
         for (tier, index) in self.tiers.iter().zip(1..) {
             let chores = tier.store.maintain(self.wall());
             if let Err(error) = tier.ask(&*self.runtime, chores).await {

@@ -12,6 +12,7 @@ use crate::clock::{Tick, WallTime};
 use crate::freshness::{Life, Written};
 use crate::key::tag_of_name;
 use crate::ledger::Stamp;
+use crate::loaded::SourceAge;
 
 /// A value that the cache answered with.
 ///
@@ -43,6 +44,8 @@ pub enum Source {
     Tier(Arc<str>),
     /// The loader.
     Loader,
+    /// Nobody: it is the value that the call gave for when nothing else is to be had.
+    Default,
 }
 
 impl fmt::Display for Source {
@@ -51,6 +54,7 @@ impl fmt::Display for Source {
             Self::Memory => "memory",
             Self::Tier(name) => name,
             Self::Loader => "loader",
+            Self::Default => "default",
         })
     }
 }
@@ -68,7 +72,7 @@ impl<V> Cached<V> {
         self.is_stale
     }
 
-    /// When the value was made.
+    /// When the value was made, or its source last said that it had not changed.
     #[must_use]
     pub fn created(&self) -> WallTime {
         self.entry.meta.times.written().created
@@ -84,6 +88,18 @@ impl<V> Cached<V> {
     #[must_use]
     pub fn age(&self, now: WallTime) -> Duration {
         now.saturating_since(self.created())
+    }
+
+    /// The source's own version of the value, or its `ETag`, if the loader said one.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.entry.meta.version.as_deref()
+    }
+
+    /// When the source changed last, if the loader said so.
+    #[must_use]
+    pub fn last_modified(&self) -> Option<WallTime> {
+        self.entry.meta.last_modified
     }
 
     /// The ledger's position before the value was made.
@@ -149,15 +165,28 @@ pub(crate) struct Meta {
     pub(crate) is_hashed: bool,
     /// What the value weighs in memory, the key not included.
     pub(crate) bytes: u64,
+    /// How long its load took; zero if it was not loaded here.
+    pub(crate) load_time: Duration,
 }
+
+impl Meta {
+    /// How old the value is at its source, as far as the source said so.
+    pub(crate) fn source_age(&self) -> SourceAge<'_> {
+        SourceAge { version: self.version.as_deref(), last_modified: self.last_modified }
+    }
+}
+
+/// That the source has no value: what memory holds under such a key.
+pub(crate) struct Absent;
 
 /// When an entry ends: here, and as it is written down. The only thing about an
 /// entry that ever changes.
 #[derive(Debug)]
 pub(crate) struct Times {
+    aging_from: AtomicU64,
     fresh_until: AtomicU64,
     stale_until: AtomicU64,
-    created: WallTime,
+    created: AtomicU64,
     expires: AtomicU64,
     of_use_until: AtomicU64,
 }
@@ -168,9 +197,10 @@ const NEVER: u64 = u64::MAX;
 impl Times {
     pub(crate) fn new(life: Life, written: Written) -> Self {
         let times = Self {
+            aging_from: AtomicU64::new(0),
             fresh_until: AtomicU64::new(0),
             stale_until: AtomicU64::new(0),
-            created: written.created,
+            created: AtomicU64::new(0),
             expires: AtomicU64::new(0),
             of_use_until: AtomicU64::new(0),
         };
@@ -180,7 +210,11 @@ impl Times {
 
     pub(crate) fn life(&self) -> Life {
         let tick = |time: &AtomicU64| Tick::from_millis(time.load(Ordering::Relaxed));
-        Life { fresh_until: tick(&self.fresh_until), stale_until: tick(&self.stale_until) }
+        Life {
+            aging_from: tick(&self.aging_from),
+            fresh_until: tick(&self.fresh_until),
+            stale_until: tick(&self.stale_until),
+        }
     }
 
     pub(crate) fn written(&self) -> Written {
@@ -189,7 +223,7 @@ impl Times {
             (millis != NEVER).then(|| WallTime::from_millis(millis))
         };
         Written {
-            created: self.created,
+            created: WallTime::from_millis(self.created.load(Ordering::Relaxed)),
             expires: wall(&self.expires),
             stale_until: wall(&self.of_use_until),
         }
@@ -198,10 +232,28 @@ impl Times {
     /// Another end. A reader meanwhile may see parts of the old one.
     pub(crate) fn set(&self, life: Life, written: Written) {
         let millis = |time: Option<WallTime>| time.map_or(NEVER, WallTime::as_millis);
+        self.aging_from.store(life.aging_from.as_millis(), Ordering::Relaxed);
+        self.created.store(written.created.as_millis(), Ordering::Relaxed);
         self.fresh_until.store(life.fresh_until.as_millis(), Ordering::Relaxed);
         self.stale_until.store(life.stale_until.as_millis(), Ordering::Relaxed);
         self.expires.store(millis(written.expires), Ordering::Relaxed);
         self.of_use_until.store(millis(written.stale_until), Ordering::Relaxed);
+    }
+}
+
+impl Times {
+    /// Puts off the time from which the entry is worth renewing; `false` if somebody else has
+    /// done so since it was `seen`.
+    pub(crate) fn put_off_aging(&self, seen: Tick, until: Tick) -> bool {
+        let (seen, until) = (seen.as_millis(), until.as_millis());
+        let changed =
+            self.aging_from.compare_exchange(seen, until, Ordering::Relaxed, Ordering::Relaxed);
+        changed.is_ok()
+    }
+
+    /// The entry is worth renewing from `at` on, if it is fresh by then.
+    pub(crate) fn set_aging(&self, at: Tick) {
+        self.aging_from.store(at.as_millis(), Ordering::Relaxed);
     }
 }
 

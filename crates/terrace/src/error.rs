@@ -48,6 +48,15 @@ pub enum Error {
     /// There is no tier of this name.
     #[error("there is no tier named {0:?}")]
     NoSuchTier(String),
+    /// A tier failed, and its space is not graceful: see
+    /// [`SpaceBuilder::graceful`](crate::SpaceBuilder::graceful).
+    #[error("the tier {tier:?} failed")]
+    Tier {
+        /// The tier.
+        tier: Arc<str>,
+        /// Why.
+        source: Arc<StoreError>,
+    },
 }
 
 /// Why a load failed.
@@ -70,6 +79,28 @@ pub enum LoadError<E> {
     /// The load was given up.
     #[error("the load took longer than {0:?}")]
     Deadline(Duration),
+    /// The caller did not want to wait longer; the load goes on. See
+    /// [`GetOrLoad::patience`](crate::GetOrLoad::patience).
+    #[error("the load is not done after {0:?}: it goes on, try again later")]
+    Waited(Duration),
+    /// The source has no value, as its loader says.
+    #[error("the source has no such value")]
+    Absent,
+    /// The load would have to wait for itself: its loader reads the key, or one whose load
+    /// reads it.
+    #[error("the load would wait for itself: a loader must not read what waits for it")]
+    Circle,
+    /// The load that this call shared brought something that was invalidated meanwhile, perhaps
+    /// before this call began. Only loads of many keys at once fail with this; the next call
+    /// loads.
+    #[error("what was loaded was invalidated meanwhile: try again")]
+    Superseded,
+    /// Too many loads run or wait already.
+    #[error("too many loads at once: try again later, or allow more with max_loads")]
+    Overloaded,
+    /// The loader said that nothing has changed, and there is nothing that could have.
+    #[error("the loader answered \"not modified\" without a value that it was asked to confirm")]
+    NothingToConfirm,
     /// Another call loads this key as another type.
     #[error("the key is being loaded as another type")]
     OtherType,
@@ -89,6 +120,12 @@ impl<E: Debug> Debug for LoadError<E> {
             Self::OtherLoader(error) => formatter.debug_tuple("OtherLoader").field(error).finish(),
             Self::Panicked => formatter.write_str("Panicked"),
             Self::Deadline(limit) => formatter.debug_tuple("Deadline").field(limit).finish(),
+            Self::Waited(time) => formatter.debug_tuple("Waited").field(time).finish(),
+            Self::Absent => formatter.write_str("Absent"),
+            Self::Circle => formatter.write_str("Circle"),
+            Self::Superseded => formatter.write_str("Superseded"),
+            Self::Overloaded => formatter.write_str("Overloaded"),
+            Self::NothingToConfirm => formatter.write_str("NothingToConfirm"),
             Self::OtherType => formatter.write_str("OtherType"),
             Self::Abandoned => formatter.write_str("Abandoned"),
             Self::Cache(error) => formatter.debug_tuple("Cache").field(error).finish(),

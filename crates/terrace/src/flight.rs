@@ -5,11 +5,15 @@
 //! the ledger that names the key supersedes the flight: those who wait for it get
 //! its result, and whoever comes later boards the next one. At most two loads of a
 //! key run at once, because a third flight waits until the first has landed.
+//!
+//! Before it lands, a flight may offer something stale to those who take that: it goes on, and
+//! they need not wait for it.
 
+use std::any::Any;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashTable;
@@ -18,8 +22,11 @@ use tokio::sync::Notify;
 
 use crate::core::Ticket;
 use crate::entry::{AnyEntry, Source};
-use crate::error::SharedError;
+use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::key::{KeyRef, MemoryKey};
+use crate::load::Flown;
+use crate::store::StoreError;
+use crate::waits;
 
 /// How a flight ended.
 pub(crate) type Outcome = Result<Landed, Crash>;
@@ -29,7 +36,12 @@ pub(crate) type Outcome = Result<Landed, Crash>;
 pub(crate) struct Landed {
     pub(crate) entry: AnyEntry,
     pub(crate) source: Source,
+    /// Past its end.
     pub(crate) is_stale: bool,
+    /// What went wrong with the load in whose place it stands.
+    pub(crate) instead_of: Option<Crash>,
+    /// A line named it meanwhile by a tag that the flight did not know of when it began.
+    pub(crate) has_own_tags: bool,
 }
 
 /// Why a flight brought nothing.
@@ -38,7 +50,37 @@ pub(crate) enum Crash {
     Loader(SharedError),
     Panicked,
     Deadline(Duration),
+    /// The loader is slow; it goes on.
+    Slow,
+    /// The same, for so long that a caller does not wait any more.
+    Waited(Duration),
     Abandoned,
+    Absent,
+    NothingToConfirm,
+    Overloaded,
+    Tags(&'static str),
+    Tier(Arc<str>, Arc<StoreError>),
+}
+
+impl<E: LoaderFailure> From<Crash> for LoadError<E> {
+    fn from(crash: Crash) -> Self {
+        match crash {
+            Crash::Loader(error) => {
+                let any: Arc<dyn Any + Send + Sync> = Arc::clone(&error) as _;
+                any.downcast().map_or(Self::OtherLoader(error), Self::Loader)
+            }
+            Crash::Panicked => Self::Panicked,
+            Crash::Deadline(limit) => Self::Deadline(limit),
+            Crash::Waited(time) => Self::Waited(time),
+            // Nobody is told that a load is slow but along with an answer.
+            Crash::Slow | Crash::Abandoned => Self::Abandoned,
+            Crash::Absent => Self::Absent,
+            Crash::NothingToConfirm => Self::NothingToConfirm,
+            Crash::Overloaded => Self::Overloaded,
+            Crash::Tags(reason) => Self::Cache(Error::Tags(reason)),
+            Crash::Tier(tier, source) => Self::Cache(Error::Tier { tier, source }),
+        }
+    }
 }
 
 /// From when a flight can be superseded, and by what.
@@ -52,17 +94,29 @@ pub(crate) struct Departure {
 #[derive(Default)]
 pub(crate) struct Flight {
     departure: OnceLock<Departure>,
+    /// Something stale for whoever does not want to wait.
+    offer: OnceLock<Landed>,
     outcome: OnceLock<Outcome>,
     landed: Notify,
+    /// Other flights that this one cannot land before.
+    pub(crate) waits_for: Mutex<Vec<Arc<Self>>>,
 }
 
 impl Flight {
     /// Waits until the flight has landed. May be dropped at any time.
     pub(crate) async fn wait(&self) -> Outcome {
+        self.wait_or_take(|_| false).await
+    }
+
+    /// The same, or until it offers something that the caller takes.
+    pub(crate) async fn wait_or_take(&self, takes: impl Fn(&Landed) -> bool) -> Outcome {
         loop {
             let landed = self.landed.notified();
             if let Some(outcome) = self.outcome.get() {
                 return outcome.clone();
+            }
+            if let Some(offer) = self.offer.get().filter(|offer| takes(offer)) {
+                return Ok(offer.clone());
             }
             landed.await;
         }
@@ -166,7 +220,13 @@ impl Flights {
         after: Option<Arc<Flight>>,
     ) -> Takeoff {
         let underway = self.underway();
-        Takeoff { underway, key: key.to_memory_key(), flight, after, is_over: false }
+        Takeoff {
+            underway,
+            key: key.to_memory_key(),
+            flight,
+            after,
+            is_over: AtomicBool::new(false),
+        }
     }
 
     fn shard(&self, hash: u64) -> &Mutex<HashTable<Slot>> {
@@ -184,7 +244,7 @@ pub(crate) struct Takeoff {
     key: MemoryKey,
     flight: Arc<Flight>,
     after: Option<Arc<Flight>>,
-    is_over: bool,
+    is_over: AtomicBool,
 }
 
 impl Takeoff {
@@ -196,9 +256,12 @@ impl Takeoff {
         self.key.as_ref()
     }
 
-    /// Waits until at most one older flight of this key is under way.
-    pub(crate) async fn wait_for_turn(&mut self) {
-        if let Some(oldest) = self.after.take() {
+    /// Waits until at most one older flight of this key is under way; `flights` are those whose
+    /// task waits. If that one waits for them in turn, all go on.
+    pub(crate) async fn wait_for_turn(&mut self, flights: &Flown) {
+        if let Some(oldest) = self.after.take()
+            && let Ok(_wait) = waits::begin_for(flights, &oldest)
+        {
             let _ = oldest.wait().await;
         }
     }
@@ -209,16 +272,28 @@ impl Takeoff {
         let _ = self.flight.departure.set(departure);
     }
 
+    /// Offers something stale to everybody who waits and takes it, if it `holds`, in one step
+    /// with letting nobody else board. The flight goes on.
+    pub(crate) fn offer(&self, stale: Landed, holds: impl FnOnce() -> bool) {
+        let flights = &self.underway.flights;
+        let shard = flights.shard(flights.hasher.hash_one(&self.key)).lock();
+        let is_offered = holds() && self.flight.offer.set(stale).is_ok();
+        drop(shard);
+        if is_offered {
+            self.flight.landed.notify_waiters();
+        }
+    }
+
     /// Hands the outcome to everybody who waits. The first call counts.
-    pub(crate) fn land(&mut self, outcome: Outcome) {
+    pub(crate) fn land(&self, outcome: Outcome) {
         self.land_if(outcome, || true);
     }
 
     /// The same, if `holds` says so in one step with letting nobody else board: whoever
     /// boarded after an invalidation does not get what was found before it. `false` if the
     /// flight goes on.
-    pub(crate) fn land_if(&mut self, outcome: Outcome, holds: impl FnOnce() -> bool) -> bool {
-        if self.is_over {
+    pub(crate) fn land_if(&self, outcome: Outcome, holds: impl FnOnce() -> bool) -> bool {
+        if self.is_over.load(Ordering::Acquire) {
             return true;
         }
         let flights = &self.underway.flights;
@@ -227,7 +302,7 @@ impl Takeoff {
         if !holds() {
             return false;
         }
-        self.is_over = true;
+        self.is_over.store(true, Ordering::Release);
         let _ = self.flight.outcome.set(outcome);
         if let Ok(mut slot) = shard.find_entry(hash, |slot| slot.key == self.key)
             && Arc::ptr_eq(&slot.get().current, &self.flight)
@@ -295,19 +370,21 @@ mod tests {
     #[tokio::test]
     async fn a_third_flight_waits_for_the_first() {
         let flights = Arc::new(Flights::new());
-        let mut first = lead(&flights, false);
+        let first = lead(&flights, false);
         first.depart(departure());
         let second = lead(&flights, true);
         second.depart(departure());
         let mut third = lead(&flights, true);
-        let mut turn = Box::pin(third.wait_for_turn());
+        let own = Arc::from([third.flight()]);
+        let mut turn = Box::pin(third.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none(), "two flights are under way");
         first.land(Err(Crash::Panicked));
         turn.await;
         third.depart(departure());
         // The second is still under way and superseded: a fourth has to wait for it.
         let mut fourth = lead(&flights, true);
-        let mut turn = Box::pin(fourth.wait_for_turn());
+        let own = Arc::from([fourth.flight()]);
+        let mut turn = Box::pin(fourth.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none());
         drop(second);
         turn.await;

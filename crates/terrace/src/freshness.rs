@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::clock::{Tick, WallTime};
+use crate::clock::{Tick, WallTime, millis};
 use crate::protocol::Standing;
 
 /// What may be done with an entry.
@@ -12,10 +12,20 @@ use crate::protocol::Standing;
 pub enum Freshness {
     /// Serve it.
     Fresh,
+    /// Serve it, and load it anew meanwhile: its end is near.
+    Aging,
     /// Look for something fresher; serve it only if nothing is to be had.
     Stale,
     /// As if it were not there: it was invalidated, might have been, or is too old.
     Dead,
+}
+
+impl Freshness {
+    /// Whether nothing fresher has to be looked for.
+    #[must_use]
+    pub fn is_fresh(self) -> bool {
+        matches!(self, Self::Fresh | Self::Aging)
+    }
 }
 
 /// Judges an entry at `now`.
@@ -26,7 +36,13 @@ pub enum Freshness {
 pub fn judge(life: Life, standing: Standing, now: Tick) -> Freshness {
     match standing {
         Standing::Named | Standing::Unknown => Freshness::Dead,
-        Standing::Good if now < life.fresh_until => Freshness::Fresh,
+        Standing::Good if now < life.fresh_until => {
+            if now < life.aging_from {
+                Freshness::Fresh
+            } else {
+                Freshness::Aging
+            }
+        }
         Standing::Good if now < life.stale_until => Freshness::Stale,
         Standing::Good => Freshness::Dead,
     }
@@ -35,6 +51,8 @@ pub fn judge(life: Life, standing: Standing, now: Tick) -> Freshness {
 /// How long an entry lives in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Life {
+    /// Not worth renewing before this.
+    pub aging_from: Tick,
     /// Fresh before this.
     pub fresh_until: Tick,
     /// Of use before this, if the policy allows stale answers. Never before `fresh_until`.
@@ -46,7 +64,18 @@ impl Life {
     #[must_use]
     pub fn begin(now: Tick, ttl: Option<Duration>, stale_for: Duration) -> Self {
         let fresh_until = ttl.map_or(Tick::NEVER, |ttl| now.saturating_add(ttl));
-        Self { fresh_until, stale_until: fresh_until.saturating_add(stale_for) }
+        let stale_until = fresh_until.saturating_add(stale_for);
+        Self { aging_from: fresh_until, fresh_until, stale_until }
+    }
+
+    /// The same life, worth renewing for so long before its end. What never ends is not.
+    #[must_use]
+    pub fn aging(self, before: Duration) -> Self {
+        if self.fresh_until == Tick::NEVER {
+            return self;
+        }
+        let aging_from = self.fresh_until.as_millis().saturating_sub(millis(before));
+        Self { aging_from: Tick::from_millis(aging_from), ..self }
     }
 
     /// What is left of a life that another process, or an earlier one, wrote down.
@@ -66,19 +95,7 @@ impl Life {
             None => Tick::NEVER,
             Some(expires) => left(Some(written.stale_until.unwrap_or(expires).max(expires))),
         };
-        Self { fresh_until, stale_until }
-    }
-
-    /// The same life, but fresh for `limit` from `now` at most: a tier's own limit.
-    #[must_use]
-    pub fn capped(self, now: Tick, limit: Option<Duration>) -> Self {
-        let Some(limit) = limit else { return self };
-        let end = now.saturating_add(limit);
-        if self.fresh_until <= end {
-            return self;
-        }
-        let stale_for = self.stale_until.saturating_since(self.fresh_until);
-        Self { fresh_until: end, stale_until: end.saturating_add(stale_for).min(self.stale_until) }
+        Self { aging_from: fresh_until, fresh_until, stale_until }
     }
 }
 
@@ -142,6 +159,11 @@ mod tests {
         WallTime::from_millis(seconds * 1000)
     }
 
+    fn life(fresh_until: u64, stale_until: u64) -> Life {
+        let (fresh_until, stale_until) = (tick(fresh_until), tick(stale_until));
+        Life { aging_from: fresh_until, fresh_until, stale_until }
+    }
+
     #[test]
     fn an_entry_is_fresh_then_stale_then_dead() {
         let life = Life::begin(tick(10), Some(5 * SECOND), 3 * SECOND);
@@ -164,19 +186,35 @@ mod tests {
     fn a_clock_that_jumps_back_gives_no_more_than_the_original_life() {
         let written = Written::begin(wall(1000), Some(60 * SECOND), SECOND);
         let jumped = Life::remaining(&written, wall(100), tick(5));
-        assert_eq!(jumped, Life { fresh_until: tick(65), stale_until: tick(66) });
+        assert_eq!(jumped, life(65, 66));
         let later = Life::remaining(&written, wall(1030), tick(5));
-        assert_eq!(later, Life { fresh_until: tick(35), stale_until: tick(36) });
+        assert_eq!(later, life(35, 36));
         let dead = Life::remaining(&written, wall(1 << 40), tick(5));
         assert_eq!(judge(dead, Standing::Good, tick(5)), Freshness::Dead);
     }
 
     #[test]
+    fn an_entry_ages_before_it_is_stale() {
+        let life = Life::begin(tick(10), Some(5 * SECOND), SECOND).aging(SECOND);
+        let at = |seconds| judge(life, Standing::Good, tick(seconds));
+        assert_eq!(
+            [at(13), at(14), at(15), at(16)],
+            [Freshness::Fresh, Freshness::Aging, Freshness::Stale, Freshness::Dead]
+        );
+        // Renewing it was put off beyond its end.
+        let late = Life { aging_from: tick(100), ..life };
+        assert_eq!(judge(late, Standing::Good, tick(14)), Freshness::Fresh);
+        assert_eq!(judge(late, Standing::Good, tick(15)), Freshness::Stale);
+        let forever = Life::begin(tick(0), None, SECOND).aging(SECOND);
+        assert_eq!(judge(forever, Standing::Good, tick(1 << 40)), Freshness::Fresh);
+    }
+
+    #[test]
     fn a_cap_shortens_and_never_lengthens() {
-        let life = Life::begin(tick(0), Some(60 * SECOND), 10 * SECOND);
-        let short = life.capped(tick(0), Some(5 * SECOND));
-        assert_eq!(short, Life { fresh_until: tick(5), stale_until: tick(15) });
-        assert_eq!(life.capped(tick(0), Some(100 * SECOND)), life);
-        assert_eq!(life.capped(tick(0), None), life);
+        let written = Written::begin(wall(0), Some(60 * SECOND), 10 * SECOND);
+        let short = written.capped(wall(0), Some(5 * SECOND));
+        assert_eq!((short.expires, short.stale_until), (Some(wall(5)), Some(wall(15))));
+        assert_eq!(written.capped(wall(0), Some(100 * SECOND)), written);
+        assert_eq!(written.capped(wall(0), None), written);
     }
 }

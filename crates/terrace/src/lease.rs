@@ -60,21 +60,6 @@ impl Lease {
         answered.await.ok().flatten()
     }
 
-    /// Does `work` and keeps the lease meanwhile.
-    pub(crate) async fn while_held<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        let mut heartbeat = pin!(self.heartbeat());
-        std::future::poll_fn(|context| {
-            if let Poll::Ready(output) = work.as_mut().poll(context) {
-                return Poll::Ready(output);
-            }
-            // It never ends by itself.
-            let _ = heartbeat.as_mut().poll(context);
-            Poll::Pending
-        })
-        .await
-    }
-
     /// Gives the lease back.
     pub(crate) async fn release(mut self) {
         if let Some(token) = self.token {
@@ -97,6 +82,27 @@ impl Lease {
             }
         }
     }
+}
+
+/// Does `work` and keeps these leases meanwhile.
+pub(crate) async fn while_held<T>(
+    leases: impl IntoIterator<Item = &Lease>,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    let mut heartbeats: Vec<_> =
+        leases.into_iter().map(|lease| Box::pin(lease.heartbeat())).collect();
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(output) = work.as_mut().poll(context) {
+            return Poll::Ready(output);
+        }
+        for heartbeat in &mut heartbeats {
+            // It never ends by itself.
+            let _ = heartbeat.as_mut().poll(context);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Whoever holds a lease may be dropped or panic: nobody has to wait for it to lapse.

@@ -35,7 +35,9 @@
 
 pub mod authority;
 mod builder;
+mod bulkhead;
 mod cache;
+mod call;
 pub mod clock;
 mod codec;
 mod compress;
@@ -50,27 +52,35 @@ pub mod key;
 mod lease;
 pub mod ledger;
 mod load;
+mod loaded;
+mod many;
+mod options;
 mod pending;
 mod policy;
 pub mod protocol;
 mod read;
+mod retry;
 pub mod runtime;
 pub mod schema;
 mod space;
 mod stats;
 pub mod store;
 mod tier;
+mod waits;
 mod write;
 
 pub use builder::{Builder, Memory};
 pub use cache::{Dynamic, Terrace};
+pub use call::{Get, GetOrLoad};
 pub use codec::{Codec, CodecError};
 pub use compress::Compression;
+pub use core::Ticket;
 pub use entry::{Cached, Source};
 pub use error::{BuildError, Error, LoadError};
 pub use load::Load;
-pub use read::{Get, GetOrLoad};
-pub use space::{Space, SpaceBuilder};
+pub use loaded::Loaded;
+pub use many::LoadMany;
+pub use space::{Mode, Space, SpaceBuilder};
 pub use stats::{SpaceStats, Stats, TierStats, Times, Traffic};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};

@@ -3,200 +3,596 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
+use std::time::Duration;
 
+use tokio::sync::Notify;
+
+use crate::bulkhead::Permit;
+use crate::clock::WallTime;
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
-use crate::entry::{Entry, Source};
+use crate::entry::{Cached, Entry, Source};
 use crate::error::SharedError;
-use crate::flight::{Crash, Departure, Landed, Outcome, Takeoff};
-use crate::lease::{Lease, Patience};
-use crate::read::{self, Found, Wanted};
+use crate::flight::{Crash, Departure, Flight, Landed, Takeoff};
+use crate::freshness::Freshness;
+use crate::lease::{Lease, Patience, while_held};
+use crate::ledger::Names;
+use crate::loaded::{Answer, Loaded};
+use crate::options::{Reading, Wants};
+use crate::read::{self, Found, Known, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
-use crate::space::SpaceCore;
+use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::Scope;
-use crate::write::{self, EntryOptions};
+use crate::waits::within_load;
+use crate::write::{self, EntryOptions, Fresh};
 
 /// What a loader is given.
 #[non_exhaustive]
-pub struct Load<K: ToOwned + ?Sized> {
+pub struct Load<K: ToOwned + ?Sized, V> {
     /// The key to load.
     pub key: K::Owned,
+    state: Arc<LoadState<V>>,
 }
 
-impl<K: ToOwned + ?Sized> std::fmt::Debug for Load<K> {
+impl<K: ToOwned + ?Sized, V> Load<K, V> {
+    pub(crate) fn new(key: K::Owned, state: Arc<LoadState<V>>) -> Self {
+        Self { key, state }
+    }
+
+    /// What the cache has, past its end or near it: to ask the source whether it has changed
+    /// since, and to answer [`Loaded::not_modified`](crate::Loaded::not_modified) if not.
+    ///
+    /// Known as soon as the loader's future runs, not yet in a closure around it.
+    #[must_use]
+    pub fn stale(&self) -> Option<&Cached<V>> {
+        self.state.stale.get()
+    }
+
+    /// The source's version, or the `ETag`, of [`Load::stale`].
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.stale()?.version()
+    }
+
+    /// When the source of [`Load::stale`] changed last.
+    #[must_use]
+    pub fn last_modified(&self) -> Option<WallTime> {
+        self.stale()?.last_modified()
+    }
+
+    /// Whether the load was given up: nobody waits for what it brings.
+    ///
+    /// The loader's future is dropped then. This is for what it has handed to others.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.state.is_given_up.load(Ordering::Acquire)
+    }
+
+    /// Completes when the load is given up; never if it ends by itself.
+    pub fn given_up(&self) -> impl Future<Output = ()> + Send + use<K, V>
+    where
+        V: Send + Sync + 'static,
+    {
+        let state = Arc::clone(&self.state);
+        async move {
+            loop {
+                let told = state.told.notified();
+                if state.is_given_up.load(Ordering::Acquire) {
+                    return;
+                }
+                told.await;
+            }
+        }
+    }
+}
+
+impl<K: ToOwned + ?Sized, V> std::fmt::Debug for Load<K, V> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Keys may be secrets.
         formatter.debug_struct("Load").finish_non_exhaustive()
     }
 }
 
-/// A loader that was called and is not running yet.
-pub(crate) type Loading<V> = BoxFuture<'static, Result<V, SharedError>>;
-
-/// Everything that a flight needs to know.
-pub(crate) struct Order<V> {
-    pub(crate) space: Arc<SpaceCore>,
-    pub(crate) codec: Option<ValueCodec<V>>,
-    pub(crate) options: EntryOptions,
-    pub(crate) loading: Loading<V>,
+/// What a loader is told while it runs.
+pub(crate) struct LoadState<V> {
+    stale: OnceLock<Cached<V>>,
+    is_given_up: AtomicBool,
+    told: Notify,
 }
 
-/// The flight itself: look below memory, and load if nothing fresh is there.
+impl<V> LoadState<V> {
+    pub(crate) fn new() -> Arc<Self> {
+        let (is_given_up, told) = (AtomicBool::new(false), Notify::new());
+        Arc::new(Self { stale: OnceLock::new(), is_given_up, told })
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Release);
+        self.told.notify_waiters();
+    }
+}
+
+/// A loader that was called and is not running yet.
+pub(crate) type Loading<A> = BoxFuture<'static, Result<A, SharedError>>;
+
+/// A flight's loader, and what it is told.
+pub(crate) struct Order<V> {
+    pub(crate) loading: Loading<Loaded<V>>,
+    pub(crate) state: Arc<LoadState<V>>,
+    /// Its caller is a loader itself.
+    pub(crate) is_nested: bool,
+}
+
+/// The flight itself: look in memory and below, and load if nothing good enough is there.
 ///
 /// The first poll may happen on the caller's own task, so that an answer from a
 /// quick store costs no task; from where the loader begins it always runs in a
 /// task of its own.
-pub(crate) async fn fly<V: Send + Sync + 'static>(mut takeoff: Takeoff, order: Order<V>) {
-    takeoff.wait_for_turn().await;
-    let space = Arc::clone(&order.space);
-    let ticket = space.core.ticket();
-    takeoff.depart(Departure { ticket, tags: Arc::clone(&order.options.tags) });
-
-    // Another flight may have landed between the caller's look and this one.
-    let in_memory = read::from_memory::<V>(&space, takeoff.key(), space.core.clock.tick());
-    let wanted = space.wanted(takeoff.key().bytes);
-    if let Some(found) = in_memory.clone().filter(|found| found.is_fresh)
-        && land_found(&mut takeoff, &space, &wanted, found, Source::Memory)
-    {
-        return;
-    }
-    let below = read::one_from_tiers(&space, order.codec, &wanted, ticket).await;
-    if let Some((found, source)) = below.clone().filter(|(found, _)| found.is_fresh)
-        && land_found(&mut takeoff, &space, &wanted, found, source)
-    {
-        return;
-    }
-
-    step_aside().await;
-    let stale = in_memory.map(|found| (found, Source::Memory)).or(below);
-    let lease = match lease_or_answer(&space, order.codec, &wanted, ticket).await {
-        Ok(lease) => lease,
-        Err((found, source)) => {
-            if land_found(&mut takeoff, &space, &wanted, found, source) {
-                return;
-            }
-            None
-        }
-    };
-    load(takeoff, order, &wanted, ticket, lease, stale).await;
-}
-
-/// Lands with an entry that was found, unless it died on the way: its tags are its own,
-/// and no line about them has superseded the flight.
-fn land_found<V: Send + Sync + 'static>(
-    takeoff: &mut Takeoff,
-    space: &SpaceCore,
-    wanted: &Wanted,
-    found: Found<V>,
-    source: Source,
-) -> bool {
-    let entry = Arc::clone(&found.entry);
-    takeoff.land_if(landed(found, source), || read::may_serve(space, wanted, &entry))
-}
-
-/// The lease of the key, or the answer of whoever held it before.
-async fn lease_or_answer<V: Send + Sync + 'static>(
-    space: &Arc<SpaceCore>,
-    codec: Option<ValueCodec<V>>,
-    wanted: &Wanted,
-    ticket: Ticket,
-) -> Result<Option<Lease>, (Found<V>, Source)> {
-    let mut patience = Patience::new(space.policy.load_deadline);
-    loop {
-        if let Some(lease) = Lease::ask(&space.core, &wanted.name).await {
-            // Whoever held it before may have stored the value since the tiers were asked.
-            let is_there = space.core.authority.scope() > Scope::Process
-                && read::exist(space, [&*wanted.bytes]).await.is_ok_and(|there| there == [true]);
-            if is_there
-                && let Some((found, source)) =
-                    read::one_from_tiers(space, codec, wanted, ticket).await
-                && found.is_fresh
-            {
-                lease.release().await;
-                return Err((found, source));
-            }
-            return Ok(Some(lease));
-        }
-        if !patience.wait(&space.core).await {
-            // Whoever holds it is alive and slow: load beside it rather than fail.
-            return Ok(None);
-        }
-        if let Some((found, source)) = read::one_from_tiers(space, codec, wanted, ticket).await
-            && found.is_fresh
-        {
-            return Err((found, source));
-        }
-    }
-}
-
-/// Runs the loader, stores what it brings, and lands the flight.
-async fn load<V: Send + Sync + 'static>(
+pub(crate) async fn fly<V: Send + Sync + 'static>(
     mut takeoff: Takeoff,
+    request: Request<V>,
     order: Order<V>,
-    wanted: &Wanted,
-    ticket: Ticket,
-    lease: Option<Lease>,
-    stale: Option<(Found<V>, Source)>,
 ) {
-    let Order { space, codec, options, loading } = order;
-    let loaded = match &lease {
-        Some(lease) => lease.while_held(run(&space, loading)).await,
-        None => run(&space, loading).await,
-    };
-    match loaded {
-        Ok(value) => {
-            let is_hashed = wanted.is_hashed;
-            let options = EntryOptions { stamp: ticket.stamp, is_hashed, ..options };
-            let fresh = write::prepare(&space, codec, value, &options);
-            let is_in_memory = write::to_memory(&space, takeoff.key(), &fresh.entry, ticket);
-            let found = Found { entry: Arc::clone(&fresh.entry), is_fresh: true };
-            if is_in_memory {
-                // Whoever comes from here on finds it there: nobody waits for the disk.
-                takeoff.land(landed(found, Source::Loader));
-                write::fill(&space, codec, wanted, &fresh, ticket).await;
-            } else {
-                write::fill(&space, codec, wanted, &fresh, ticket).await;
-                takeoff.land(landed(found, Source::Loader));
-            }
-        }
-        Err(crash) => {
-            bump(&space.counters.load_errors);
-            // What was invalidated or became too old while the loader ran does not answer.
-            let has_landed = stale.is_some_and(|(found, source)| {
-                land_found(&mut takeoff, &space, wanted, found, source)
-            });
-            if !has_landed {
-                takeoff.land(Err(crash));
-            }
-        }
+    let flights: Flown = Arc::from([takeoff.flight()]);
+    takeoff.wait_for_turn(&flights).await;
+    let mut job = Job::begin(&takeoff, request);
+    if job.look_in_memory(&takeoff) || job.look_below(&takeoff).await {
+        return;
     }
-    if let Some(lease) = lease {
-        lease.release().await;
+    step_aside().await;
+    if !job.is_held_back(&takeoff) {
+        job.load(&takeoff, flights, order).await;
     }
 }
 
-/// The loader's value, or why there is none.
-async fn run<V>(space: &SpaceCore, loading: Loading<V>) -> Result<V, Crash> {
+/// The flights of one task.
+pub(crate) type Flown = Arc<[Arc<Flight>]>;
+
+/// What a call wants of one or more keys.
+pub(crate) struct Request<V> {
+    pub(crate) space: Arc<SpaceCore>,
+    pub(crate) codec: Option<ValueCodec<V>>,
+    pub(crate) options: EntryOptions,
+    pub(crate) reading: Reading,
+}
+
+impl<V> Clone for Request<V> {
+    fn clone(&self) -> Self {
+        Self {
+            space: Arc::clone(&self.space),
+            codec: self.codec,
+            options: self.options.clone(),
+            reading: self.reading.clone(),
+        }
+    }
+}
+
+/// One key on its way: what it is stored by, and what is at hand meanwhile.
+pub(crate) struct Job<V> {
+    request: Request<V>,
+    pub(crate) wanted: Wanted,
+    pub(crate) ticket: Ticket,
+    /// Found, and not good enough: it may have to do all the same.
+    stale: Option<(Arc<Entry<V>>, Source)>,
+}
+
+/// How an attempt at a load went.
+enum Attempt {
+    /// The flight has landed with what another process has stored.
+    Landed,
+    Ended(Option<Lease>),
+}
+
+impl<V: Send + Sync + 'static> Job<V> {
+    /// Takes the ticket, before anything below memory is read.
+    pub(crate) fn begin(takeoff: &Takeoff, request: Request<V>) -> Self {
+        let space = &request.space;
+        let ticket = space.core.ticket();
+        takeoff.depart(Departure { ticket, tags: Arc::clone(&request.options.tags) });
+        let wanted = space.wanted(takeoff.key().bytes);
+        Self { request, wanted, ticket, stale: None }
+    }
+
+    /// Another flight may have landed since the caller looked: `true` if this one is over.
+    pub(crate) fn look_in_memory(&mut self, takeoff: &Takeoff) -> bool {
+        let space = &self.request.space;
+        if self.request.reading.unread.has_memory() || space.mode() != Mode::On {
+            return false;
+        }
+        match read::from_memory::<V>(space, takeoff.key(), space.core.clock.tick()) {
+            Some(Known::Absent) if self.request.reading.wants != Wants::New => {
+                takeoff.land(Err(Crash::Absent));
+                true
+            }
+            Some(Known::Entry(found)) => self.take(takeoff, found, Source::Memory),
+            _ => false,
+        }
+    }
+
+    /// The same for the tiers below memory.
+    async fn look_below(&mut self, takeoff: &Takeoff) -> bool {
+        if self.request.reading.wants == Wants::New && self.stale.is_some() {
+            return false;
+        }
+        match self.find_below().await {
+            Ok(Some((found, source))) => self.take(takeoff, found, source),
+            Ok(None) => false,
+            Err(crash) => {
+                takeoff.land(Err(crash));
+                true
+            }
+        }
+    }
+
+    /// Lands with what was found, if it is good enough; otherwise keeps it at hand.
+    pub(crate) fn take(&mut self, takeoff: &Takeoff, found: Found<V>, source: Source) -> bool {
+        if self.is_good(&found) && self.land_found(takeoff, &found.entry, source.clone(), None) {
+            return true;
+        }
+        if self.stale.is_none() {
+            self.stale = Some((found.entry, source));
+        }
+        false
+    }
+
+    fn is_good(&self, found: &Found<V>) -> bool {
+        let is_young_enough = match self.request.reading.wants {
+            Wants::Fresh => found.freshness.is_fresh(),
+            Wants::Young => found.freshness == Freshness::Fresh,
+            Wants::New => false,
+        };
+        let space = &self.request.space;
+        is_young_enough
+            && space.mode() == Mode::On
+            && read::is_recent_enough(&found.entry.meta, &self.request.reading)
+    }
+
+    async fn find_below(&self) -> Result<Option<(Found<V>, Source)>, Crash> {
+        let Request { space, codec, reading, .. } = &self.request;
+        read::one_from_tiers(space, *codec, &self.wanted, self.ticket, reading).await
+    }
+
+    /// Whether the last load of the key failed so lately that this one has to wait; the flight
+    /// is over then.
+    pub(crate) fn is_held_back(&self, takeoff: &Takeoff) -> bool {
+        let space = &self.request.space;
+        if self.request.reading.wants == Wants::New {
+            return false;
+        }
+        let Some(failure) = read::waits_for_retry(space, takeoff.key(), &self.wanted.name) else {
+            return false;
+        };
+        bump(&space.counters.held_back);
+        self.fail(takeoff, failure.crash);
+        true
+    }
+
+    /// Runs the loader, stores what it brings, and lands the flight.
+    async fn load(&self, takeoff: &Takeoff, flights: Flown, order: Order<V>) {
+        self.tell_stale(&order.state);
+        let mut attempt = pin!(self.attempt(takeoff, flights, order));
+        let policy = &self.request.space.policy;
+        let runtime = &self.request.space.core.runtime;
+        let soft_deadline = || runtime.sleep(policy.soft_deadline);
+        let attempt = match unless(soft_deadline, attempt.as_mut()).await {
+            Some(attempt) => attempt,
+            None => {
+                self.offer_stale(takeoff);
+                attempt.await
+            }
+        };
+        if let Attempt::Ended(Some(lease)) = attempt {
+            lease.release().await;
+        }
+    }
+
+    /// Tells the loader what is at hand.
+    pub(crate) fn tell_stale(&self, state: &LoadState<V>) {
+        if let Some((entry, source)) = &self.stale {
+            let now = self.request.space.core.clock.tick();
+            let is_stale = now >= entry.meta.times.life().fresh_until;
+            let cached = Cached { entry: Arc::clone(entry), source: source.clone(), is_stale };
+            let _ = state.stale.set(cached);
+        }
+    }
+
+    /// Those who wait need not any more, if what is at hand may stand in.
+    pub(crate) fn offer_stale(&self, takeoff: &Takeoff) {
+        if let Some((entry, source)) = &self.stale
+            && self.request.space.policy.allows_stale()
+        {
+            let offer = self.landed(entry, source.clone(), Some(Crash::Slow));
+            takeoff.offer(offer, || self.may_serve(entry));
+        }
+    }
+
+    async fn attempt(&self, takeoff: &Takeoff, flights: Flown, order: Order<V>) -> Attempt {
+        let lease = match self.lease_or_answer(takeoff).await {
+            Ok(lease) => lease,
+            Err(Answered) => return Attempt::Landed,
+        };
+        let Order { loading, state, is_nested } = order;
+        let work = run(&self.request.space, flights, loading, is_nested);
+        match while_held(&lease, work).await {
+            Ok((loaded, time)) => {
+                let new = self.commit(takeoff, loaded, time).await;
+                self.store_below(new.iter().map(|new| (self, takeoff, new))).await;
+            }
+            Err(crash) => {
+                state.give_up();
+                self.note_failure(takeoff, &crash);
+                self.fail(takeoff, crash);
+            }
+        }
+        Attempt::Ended(lease)
+    }
+
+    /// The lease of the key; or whoever held it before has answered.
+    pub(crate) async fn lease_or_answer(
+        &self,
+        takeoff: &Takeoff,
+    ) -> Result<Option<Lease>, Answered> {
+        let Request { space, .. } = &self.request;
+        let mut patience = Patience::new(space.policy.load_deadline);
+        loop {
+            if let Some(lease) = Lease::ask(&space.core, &self.wanted.name).await {
+                // Whoever held it before may have stored the value since the tiers were asked.
+                let is_there = space.core.authority.scope() > Scope::Process
+                    && read::exist(space, [&*self.wanted.bytes])
+                        .await
+                        .is_ok_and(|there| there == [true]);
+                if is_there && self.lands_from_tiers(takeoff).await {
+                    lease.release().await;
+                    return Err(Answered);
+                }
+                return Ok(Some(lease));
+            }
+            if !patience.wait(&space.core).await {
+                // Whoever holds it is alive and slow: load beside it rather than fail.
+                return Ok(None);
+            }
+            if self.lands_from_tiers(takeoff).await {
+                return Err(Answered);
+            }
+        }
+    }
+
+    async fn lands_from_tiers(&self, takeoff: &Takeoff) -> bool {
+        match self.find_below().await {
+            Ok(Some((found, source))) => {
+                self.is_good(&found) && self.land_found(takeoff, &found.entry, source, None)
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes what the loader answered: into memory, and to those who wait. Returns what is to be
+    /// stored below.
+    pub(crate) async fn commit(
+        &self,
+        takeoff: &Takeoff,
+        loaded: Loaded<V>,
+        load_time: Duration,
+    ) -> Option<New<V>> {
+        let Request { space, codec, options, .. } = &self.request;
+        let tags = match loaded.tags.and_then(|own| write::joined_tags(&options.tags, &own)) {
+            Ok(tags) => tags,
+            Err(reason) => {
+                self.fail(takeoff, Crash::Tags(reason));
+                return None;
+            }
+        };
+        let options = EntryOptions {
+            ttl: loaded.ttl.unwrap_or(options.ttl),
+            stamp: self.ticket.stamp,
+            is_hashed: self.wanted.is_hashed,
+            tags,
+            version: loaded.version,
+            last_modified: loaded.last_modified,
+            load_time,
+        };
+        if !matches!(loaded.answer, Answer::Failed(_)) {
+            space.core.retries.forget(takeoff.key());
+        }
+        match loaded.answer {
+            Answer::Value(value) => {
+                let fresh = write::prepare(space, *codec, value, &options);
+                return Some(self.keep(takeoff, fresh));
+            }
+            Answer::NotStored(value) => {
+                let fresh = write::prepare(space, None, value, &options);
+                self.land_loaded(takeoff, &fresh);
+            }
+            Answer::NotModified => match &self.stale {
+                Some((entry, _)) => {
+                    let fresh = write::renew(space, entry, &options);
+                    return Some(self.keep(takeoff, fresh));
+                }
+                None => self.fail(takeoff, Crash::NothingToConfirm),
+            },
+            Answer::Absent => {
+                bump(&space.counters.absent);
+                self.store_absent(takeoff).await;
+            }
+            Answer::Failed(error) => {
+                let crash = Crash::Loader(error);
+                self.note_failure(takeoff, &crash);
+                self.fail(takeoff, crash);
+            }
+        }
+        None
+    }
+
+    /// Puts a new entry into memory. Whoever comes from then on finds it there: nobody waits for
+    /// the disk. If it is not taken, the flight lands once the tiers below have it.
+    fn keep(&self, takeoff: &Takeoff, fresh: Fresh<V>) -> New<V> {
+        let Request { space, reading, .. } = &self.request;
+        let is_stored = space.mode() != Mode::Off;
+        let is_in_memory = is_stored
+            && !reading.unwritten.has_memory()
+            && write::to_memory(space, takeoff.key(), &fresh.entry, self.ticket);
+        if is_in_memory || !is_stored {
+            self.land_loaded(takeoff, &fresh);
+        }
+        New { fresh, is_stored, has_landed: is_in_memory || !is_stored }
+    }
+
+    /// Stores new entries in the tiers below memory, and lands the flights that have not.
+    pub(crate) async fn store_below<'a>(
+        &self,
+        new: impl Iterator<Item = (&'a Self, &'a Takeoff, &'a New<V>)> + Clone,
+    ) {
+        let Request { space, codec, reading, .. } = &self.request;
+        let fills: Vec<_> = new
+            .clone()
+            .filter(|(_, _, new)| new.is_stored)
+            .map(|(job, _, New { fresh, .. })| write::Fill {
+                wanted: &job.wanted,
+                fresh,
+                ticket: job.ticket,
+            })
+            .collect();
+        write::fill(space, *codec, fills, reading.unwritten).await;
+        for (job, takeoff, new) in new.filter(|(_, _, new)| !new.has_landed) {
+            job.land_loaded(takeoff, &new.fresh);
+        }
+    }
+
+    async fn store_absent(&self, takeoff: &Takeoff) {
+        let Request { space, reading, .. } = &self.request;
+        if space.mode() != Mode::Off && !reading.unwritten.has_memory() {
+            write::absent_to_memory(space, takeoff.key(), self.ticket);
+        }
+        takeoff.land(Err(Crash::Absent));
+        if self.stale.is_some() && space.mode() != Mode::Off {
+            write::take_away_everywhere(space, &self.wanted, reading.unwritten).await;
+        }
+    }
+
+    fn land_loaded(&self, takeoff: &Takeoff, fresh: &Fresh<V>) {
+        let space = &self.request.space;
+        let tags = &fresh.entry.meta.tags;
+        let names = Names { key: &self.wanted.name, space: &space.name, tags };
+        let landed = self.landed(&fresh.entry, Source::Loader, None);
+        if !takeoff.land_if(Ok(landed.clone()), || space.core.permits(self.ticket, &names)) {
+            // Something named it meanwhile. Lines that name what the flight was known to be about
+            // have superseded it; those about tags that only the loader knew have not.
+            let has_own_tags = tags.len() > self.request.options.tags.len();
+            takeoff.land(Ok(Landed { has_own_tags, ..landed }));
+        }
+    }
+
+    /// Lands with an entry that was found, unless it died on the way: its tags are its own,
+    /// and no line about them has superseded the flight.
+    fn land_found(
+        &self,
+        takeoff: &Takeoff,
+        entry: &Arc<Entry<V>>,
+        source: Source,
+        instead_of: Option<Crash>,
+    ) -> bool {
+        let landed = self.landed(entry, source, instead_of);
+        takeoff.land_if(Ok(landed), || self.may_serve(entry))
+    }
+
+    fn landed(&self, entry: &Arc<Entry<V>>, source: Source, instead_of: Option<Crash>) -> Landed {
+        let now = self.request.space.core.clock.tick();
+        let is_stale = now >= entry.meta.times.life().fresh_until;
+        let entry: Arc<Entry<V>> = Arc::clone(entry);
+        Landed { entry, source, is_stale, instead_of, has_own_tags: false }
+    }
+
+    fn may_serve(&self, entry: &Entry<V>) -> bool {
+        let space = &self.request.space;
+        let freshness = read::freshness_below(space, &self.wanted.name, &entry.meta);
+        freshness.is_fresh() || freshness == Freshness::Stale && space.policy.allows_stale()
+    }
+
+    /// Lands without a value: with what is stale if there is something and it is allowed.
+    pub(crate) fn fail(&self, takeoff: &Takeoff, crash: Crash) {
+        let has_landed = self.stale.as_ref().is_some_and(|(entry, source)| {
+            self.land_found(takeoff, entry, source.clone(), Some(crash.clone()))
+        });
+        if !has_landed {
+            takeoff.land(Err(crash));
+        }
+    }
+
+    /// Remembers that the load failed, so that the next one waits.
+    pub(crate) fn note_failure(&self, takeoff: &Takeoff, crash: &Crash) {
+        let space = &self.request.space;
+        bump(&space.counters.load_errors);
+        if !matches!(crash, Crash::Loader(_) | Crash::Deadline(_)) {
+            return;
+        }
+        let (core, policy) = (&space.core, &space.policy);
+        if policy.retry.first.is_zero() {
+            return;
+        }
+        let now = core.clock.tick();
+        let can_serve = self.stale.as_ref().is_some_and(|(entry, _)| self.may_serve(entry));
+        let retry_at = core.retries.failed(takeoff.key(), crash.clone(), self.ticket, |failures| {
+            policy.retry.next(now, failures, can_serve, core.runtime.random())
+        });
+        if let Some((entry, _)) = &self.stale {
+            entry.meta.times.set_aging(retry_at);
+        }
+    }
+}
+
+/// What a load has brought.
+pub(crate) struct New<V> {
+    fresh: Fresh<V>,
+    is_stored: bool,
+    has_landed: bool,
+}
+
+/// The flight is over.
+pub(crate) struct Answered;
+
+/// The loader's answer and the time that it took, or why there is none.
+pub(crate) async fn run<A>(
+    space: &SpaceCore,
+    flights: Flown,
+    loading: Loading<A>,
+    is_nested: bool,
+) -> Result<(A, Duration), Crash> {
+    let _permits = if is_nested { Vec::new() } else { permits(space).await? };
     let (clock, runtime) = (&space.core.clock, &space.core.runtime);
     let limit = space.policy.load_deadline;
     bump(&space.counters.loads);
     let started = clock.elapsed();
-    let loaded = unless(|| runtime.sleep(limit), catch_panic(loading)).await;
-    space.counters.load_time.add(clock.elapsed().saturating_sub(started));
+    let loading = within_load(flights, catch_panic(loading));
+    let loaded = unless(|| runtime.sleep(limit), loading).await;
+    let time = clock.elapsed().saturating_sub(started);
+    space.counters.load_time.add(time);
     match loaded {
-        Some(Ok(loaded)) => loaded.map_err(Crash::Loader),
+        Some(Ok(Ok(answer))) => Ok((answer, time)),
+        Some(Ok(Err(error))) => Err(Crash::Loader(error)),
         Some(Err(Panicked)) => Err(Crash::Panicked),
         None => Err(Crash::Deadline(limit)),
     }
 }
 
-fn landed<V: Send + Sync + 'static>(found: Found<V>, source: Source) -> Outcome {
-    let entry: Arc<Entry<V>> = found.entry;
-    Ok(Landed { entry, source, is_stale: !found.is_fresh })
+/// Permits of the space and of the cache, in this order: who waits for the space's keeps
+/// nobody else's.
+async fn permits(space: &SpaceCore) -> Result<Vec<Permit>, Crash> {
+    let core = &space.core;
+    let mut permits = Vec::new();
+    for bulkhead in space.loads().into_iter().chain([&core.loads]) {
+        match bulkhead.permit(&*core.runtime, space.policy.load_deadline).await {
+            Ok(permit) => permits.push(permit),
+            Err(_) => {
+                bump(&space.counters.overloaded);
+                return Err(Crash::Overloaded);
+            }
+        }
+    }
+    Ok(permits)
 }
 
 /// The future panicked; what it said went to the panic hook.

@@ -4,8 +4,8 @@ use std::any::TypeId;
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,20 +13,25 @@ use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
+use crate::call::{Get, GetOrLoad};
 use crate::codec::{Codec, ValueCodec};
-use crate::core::Core;
+use crate::core::{Core, Ticket};
 use crate::entry::{Cached, Entry};
-use crate::error::{BuildError, Error, LoaderFailure};
+use crate::error::{BuildError, Error, LoadError, LoaderFailure};
 use crate::key::{
     self, Key, KeyBuffer, KeyRef, LARGEST_KEY, MemoryKey, StoredKey, key_name, space_name,
 };
 use crate::ledger::Name;
 use crate::load::Load;
-use crate::policy::Policy;
-use crate::read::{self, Get, GetOrLoad, Wanted};
+use crate::loaded::Loaded;
+use crate::many::{self, LoadMany};
+use crate::policy::{Backoff, Policy};
+use crate::read::{self, Wanted};
 use crate::schema::fingerprint;
 use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
+use crate::store::Scope;
 use crate::write::{self, Insert, Settled};
 
 /// A typed namespace of a cache. Cloning it is cheap.
@@ -103,14 +108,101 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// may not. It is given up after the space's deadline.
     ///
     /// Fails with what the loader failed with, to all who waited; if the space allows
-    /// stale answers and has one, it answers with that instead.
-    pub fn get_or_load<'a, F, Fut, E>(&'a self, key: &'a K, loader: F) -> GetOrLoad<'a, K, V, F, E>
+    /// stale answers and has one, it answers with that instead. Until the source is asked
+    /// again, after 100 ms at first and then ever later, callers get the same.
+    ///
+    /// A loader that knows more than a value, for example that there is none, answers with
+    /// [`Loaded`]. One that reads the cache itself must not wait for what waits for it: that
+    /// is [`LoadError::Circle`](crate::LoadError::Circle).
+    pub fn get_or_load<'a, F, Fut, A, E>(
+        &'a self,
+        key: &'a K,
+        loader: F,
+    ) -> GetOrLoad<'a, K, V, F, E>
     where
-        F: FnOnce(Load<K>) -> Fut,
-        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        F: FnOnce(Load<K, V>) -> Fut,
+        Fut: Future<Output = Result<A, E>> + Send + 'static,
+        A: Into<Loaded<V>>,
         E: LoaderFailure,
     {
         GetOrLoad::new(&self.core, self.codec, key, loader)
+    }
+
+    /// The values under `keys`, in their order, or what `loader` makes of those that are
+    /// missing: one look into memory, one exchange with each tier, one call of the loader.
+    ///
+    /// Each key is loaded once, also if other calls for one key or many overlap with this one:
+    /// the loader gets those [keys](LoadMany::keys) that nobody else is loading. It answers with
+    /// pairs of key and value, in any order. A key that it leaves out is
+    /// [absent](Loaded::absent); if it fails, all keys that it was to load fail with its error,
+    /// and [`Loaded::failed`] is for one of them.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use terrace::{LoadMany, Memory, Terrace};
+    /// # let terrace = Terrace::builder().memory(Memory::bytes(1 << 20)).build().await?;
+    /// let squares = terrace.space::<u64, u64>("square").build()?;
+    /// squares.insert(&2, 4).await?;
+    ///
+    /// let answers = squares
+    ///     .get_many_or_load(&[1, 2, 3], |load: LoadMany<u64>| async move {
+    ///         assert_eq!(load.keys(), [1, 3]);
+    ///         Ok::<_, std::io::Error>(load.keys().iter().map(|n| (*n, n * n)).collect::<Vec<_>>())
+    ///     })
+    ///     .await;
+    /// let answers: Result<Vec<u64>, _> = answers.into_iter().map(|n| n.map(|n| *n)).collect();
+    /// assert_eq!(answers?, [1, 4, 9]);
+    /// # Ok(()) }
+    /// ```
+    pub async fn get_many_or_load<'a, F, Fut, I, A, E>(
+        &self,
+        keys: impl IntoIterator<Item = &'a K>,
+        loader: F,
+    ) -> Vec<Result<Cached<V>, LoadError<E>>>
+    where
+        K: 'a,
+        K::Owned: Send + Sync + 'static,
+        F: FnOnce(LoadMany<K::Owned>) -> Fut,
+        Fut: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = (K::Owned, A)>,
+        A: Into<Loaded<V>>,
+        E: LoaderFailure,
+    {
+        let keys = keys.into_iter().collect();
+        many::get_many_or_load(&self.core, self.codec, keys, loader).await
+    }
+
+    /// The ledger's position now, for a load that you run yourself, because it cannot be
+    /// `'static`: take it before the source is read, and give it to [`Space::fill`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// let prices = terrace.space::<str, u64>("price").build()?;
+    ///
+    /// let ticket = prices.ticket();
+    /// let price = 17; // read from the source, which takes its time
+    /// prices.invalidate("apple").await?; // meanwhile, somewhere else
+    /// assert!(!prices.fill("apple", ticket, price).await?, "it may be out of date");
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        self.core.core.ticket()
+    }
+
+    /// Stores what was loaded since `ticket`, in every tier, unless something has been
+    /// invalidated or written since that makes it out of date; says whether it did.
+    ///
+    /// # Errors
+    /// The key is too long, a tag cannot be used, or the cache is closed.
+    pub async fn fill(
+        &self,
+        key: &K,
+        ticket: Ticket,
+        value: impl Into<Loaded<V>>,
+    ) -> Result<bool, Error> {
+        write::fill_one(&self.core, self.codec, key, ticket, value.into()).await
     }
 
     /// What `read` makes of the fresh value in memory, if there is one.
@@ -166,7 +258,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     where
         K: 'a,
     {
-        read::get_many(&self.core, self.codec, keys).await
+        many::get_many(&self.core, self.codec, keys).await
     }
 
     /// Removes `key` from every tier; says whether anything was there.
@@ -230,6 +322,31 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
         write::expire(&self.core, key, ttl).await
     }
 
+    /// Has `key` loaded again by the next read, while what is there stays at hand for when that
+    /// fails or is slow, for as long as the space [allows](SpaceBuilder::stale_for); says whether
+    /// it was there.
+    ///
+    /// This is for values that may be a little out of date, and reaches this process and the
+    /// tiers below memory; other processes keep what they have in memory to its end. To have
+    /// something gone everywhere, [`Space::invalidate`] it.
+    ///
+    /// # Errors
+    /// The key is too long, or the cache is closed.
+    pub async fn mark_stale(&self, key: &K) -> Result<bool, Error> {
+        write::expire(&self.core, key, Duration::ZERO).await
+    }
+
+    /// Changes what this space does, in this process, for all its handles at once.
+    pub fn set_mode(&self, mode: Mode) {
+        self.core.state.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// What this space does.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.core.mode()
+    }
+
     /// Removes everything in this space, from every tier and for every process that
     /// shares the authority.
     ///
@@ -238,6 +355,19 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     pub async fn clear(&self) -> Result<Settled, Error> {
         write::clear_space(&self.core).await
     }
+}
+
+/// What a space does. Every mode shares loads, limits them and counts what happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// It caches.
+    #[default]
+    On,
+    /// It reads, stores and counts like one that caches, and answers every call from the loader:
+    /// to see what a cache would be worth before anything depends on it.
+    Shadow,
+    /// It neither reads nor stores.
+    Off,
 }
 
 /// A space that is being opened.
@@ -304,9 +434,85 @@ impl<K: ?Sized, V> SpaceBuilder<K, V> {
         self
     }
 
-    /// How long a load may take: 30 s unless set.
+    /// How long a load may take: 30 s unless set. Then its loader is dropped, and all who wait
+    /// get [`LoadError::Deadline`](crate::LoadError::Deadline) or what is stale.
     pub fn load_deadline(mut self, time: Duration) -> Self {
         self.policy.load_deadline = time;
+        self
+    }
+
+    /// How long callers wait for a load when something stale is at hand: 1 s unless set. Then
+    /// they get that, and the load goes on.
+    pub fn soft_deadline(mut self, time: Duration) -> Self {
+        self.policy.soft_deadline = time;
+        self
+    }
+
+    /// How long the tiers below memory may take together to answer a read: 2 s unless set. Those
+    /// that it is not enough for are not asked.
+    pub fn tiers_deadline(mut self, time: Duration) -> Self {
+        self.policy.tiers_deadline = time;
+        self
+    }
+
+    /// After which share of its life a read has an entry loaded anew, while it is served: 0.8
+    /// unless set; 1 for never.
+    pub fn refresh_at(mut self, share: f64) -> Self {
+        self.policy.refresh_at = (share < 1.0).then_some(share);
+        self
+    }
+
+    /// Has entries loaded anew at random before their end, the likelier the nearer it is and the
+    /// longer the last load took, in place of [`refresh_at`](SpaceBuilder::refresh_at): for
+    /// loads whose times differ widely, and fleets that should not renew in step. With a factor
+    /// of 1 a load is under way at about the end; larger ones begin earlier.
+    pub fn early_refresh(mut self, factor: f64) -> Self {
+        self.policy.early = Some(factor);
+        self
+    }
+
+    /// Entries that were not read for so long are gone from memory, whatever their TTL; tiers
+    /// below memory keep them no longer than this. Not limited unless set.
+    pub fn idle(mut self, time: Duration) -> Self {
+        self.policy.idle = Some(time);
+        self
+    }
+
+    /// For how long memory remembers that the source has no value, when a loader
+    /// [says so](Loaded::absent): not at all unless set. Such entries take a tenth of memory at
+    /// most.
+    pub fn negative_ttl(mut self, ttl: Duration) -> Self {
+        self.policy.negative_ttl = Some(ttl);
+        self
+    }
+
+    /// When a load that failed is tried again: after `first`, then after twice as long each
+    /// time, up to `longest`; 100 ms and 30 s unless set. While there is nothing stale to answer
+    /// with, at most 5 s. Until then callers get what is stale, or the error again. A `first` of
+    /// zero turns it off.
+    pub fn retry(mut self, first: Duration, longest: Duration) -> Self {
+        self.policy.retry = Backoff { first, longest };
+        self
+    }
+
+    /// Loads that run at once in this space, within what the
+    /// [cache](crate::Builder::max_loads) allows. The first opening of a space decides.
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.policy.max_loads = Some(loads);
+        self
+    }
+
+    /// For permissions and sessions: nothing stale is ever answered, and where the ledger is
+    /// shared, every read asks it first. If it cannot be asked, the read fails.
+    pub fn strict(mut self) -> Self {
+        self.policy.is_strict = true;
+        self
+    }
+
+    /// Whether a tier that fails costs a miss, which is counted: yes unless set. If not, the call
+    /// fails with [`Error::Tier`].
+    pub fn graceful(mut self, is_graceful: bool) -> Self {
+        self.policy.is_graceful = is_graceful;
         self
     }
 
@@ -370,6 +576,20 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
         if !(0.0..=1.0).contains(&self.policy.jitter) {
             return Err(BuildError::Setting("jitter is a share between 0 and 1"));
         }
+        if self.policy.refresh_at.is_some_and(|share| !(0.0..1.0).contains(&share)) {
+            return Err(BuildError::Setting("refresh_at is a share between 0 and 1"));
+        }
+        if self.policy.early.is_some_and(|factor| !(factor.is_finite() && factor > 0.0)) {
+            return Err(BuildError::Setting("the factor of early_refresh is a positive number"));
+        }
+        if self.policy.max_loads == Some(0) {
+            return Err(BuildError::Setting("max_loads is at least 1"));
+        }
+        if self.policy.is_strict && !self.policy.stale_for.is_zero() {
+            return Err(BuildError::Setting(
+                "a strict space has nothing stale: leave out stale_for",
+            ));
+        }
         let identity = Identity {
             tenant: String::new(),
             space: self.name,
@@ -397,11 +617,35 @@ pub(crate) struct SpaceCore {
     /// What stored keys begin with.
     prefix: Box<str>,
     pub(crate) policy: Policy,
+    /// Nothing is answered that the ledger has not just vouched for.
+    pub(crate) confirms: bool,
     pub(crate) codec: Codec,
     pub(crate) counters: Arc<SpaceCounters>,
+    pub(crate) state: Arc<SpaceState>,
+}
+
+/// What all openings of a space share and may change.
+#[derive(Debug, Default)]
+pub(crate) struct SpaceState {
+    pub(crate) mode: AtomicU8,
+    loads: OnceLock<Bulkhead>,
 }
 
 impl SpaceCore {
+    pub(crate) fn mode(&self) -> Mode {
+        match self.state.mode.load(Ordering::Relaxed) {
+            0 => Mode::On,
+            1 => Mode::Shadow,
+            _ => Mode::Off,
+        }
+    }
+
+    /// How many loads run at once here, if that is limited.
+    pub(crate) fn loads(&self) -> Option<&Bulkhead> {
+        let most = self.policy.max_loads?;
+        Some(self.state.loads.get_or_init(|| Bulkhead::new(most)))
+    }
+
     /// The key's bytes, if it can be used and the cache is open.
     pub(crate) fn checked_key<'a, K: Key + ?Sized>(
         &self,
@@ -482,6 +726,7 @@ pub(crate) struct Registered {
     title: Arc<str>,
     prefix: Box<str>,
     pub(crate) counters: Arc<SpaceCounters>,
+    state: Arc<SpaceState>,
 }
 
 impl Spaces {
@@ -510,10 +755,14 @@ impl Spaces {
                 title: Arc::clone(&title),
                 prefix: prefix.as_str().into(),
                 counters: Arc::new(SpaceCounters::new(self.tiers)),
+                state: Arc::default(),
             });
             known.by_name.entry(Arc::clone(&name)).or_default().push(index);
         }
-        let counters = known.in_order.get(index).map_or(&self.unnamed, |space| &space.counters);
+        let registered = known.in_order.get(index);
+        let counters = registered.map_or(&self.unnamed, |space| &space.counters);
+        let state = registered.map(|space| Arc::clone(&space.state)).unwrap_or_default();
+        let confirms = policy.is_strict && core.authority.scope() > Scope::Process;
         Arc::new(SpaceCore {
             core: Arc::clone(core),
             // Nobody opens four billion spaces.
@@ -522,8 +771,10 @@ impl Spaces {
             name,
             prefix: prefix.into(),
             policy,
+            confirms,
             codec,
             counters: Arc::clone(counters),
+            state,
         })
     }
 
@@ -577,6 +828,11 @@ impl Registered {
             load_errors: counters.load_errors.load(Ordering::Relaxed),
             loads_shared: counters.loads_shared.load(Ordering::Relaxed),
             superseded: counters.superseded.load(Ordering::Relaxed),
+            refreshes: counters.refreshes.load(Ordering::Relaxed),
+            stale: counters.stale.load(Ordering::Relaxed),
+            held_back: counters.held_back.load(Ordering::Relaxed),
+            absent: counters.absent.load(Ordering::Relaxed),
+            overloaded: counters.overloaded.load(Ordering::Relaxed),
             load_time: counters.load_time.snapshot(),
         }
     }

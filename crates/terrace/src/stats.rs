@@ -20,6 +20,12 @@ pub struct Stats {
     pub tiers: Vec<TierStats>,
     /// Each space that was opened, in that order.
     pub spaces: Vec<SpaceStats>,
+    /// Loads and writes that are under way now.
+    pub underway: u64,
+    /// Loaders that run now, each under a permit.
+    pub loads_running: u64,
+    /// Loads that wait for a permit now.
+    pub loads_queued: u64,
 }
 
 /// What happened in one tier.
@@ -56,6 +62,17 @@ pub struct SpaceStats {
     pub loads_shared: u64,
     /// Loads whose value was not stored because something was invalidated meanwhile.
     pub superseded: u64,
+    /// Loads that renewed an entry before its end, while it was served.
+    pub refreshes: u64,
+    /// Answers that were past their end, because the load failed, was slow, or had to wait.
+    pub stale: u64,
+    /// Calls that got the last error again, or something stale, because the next load of
+    /// their key has to wait.
+    pub held_back: u64,
+    /// Loads that found that the source has no value.
+    pub absent: u64,
+    /// Loads that were given up because too many ran or waited.
+    pub overloaded: u64,
     /// How long loads took.
     pub load_time: Times,
 }
@@ -178,6 +195,11 @@ pub(crate) struct SpaceCounters {
     pub(crate) load_errors: AtomicU64,
     pub(crate) loads_shared: AtomicU64,
     pub(crate) superseded: AtomicU64,
+    pub(crate) refreshes: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    pub(crate) held_back: AtomicU64,
+    pub(crate) absent: AtomicU64,
+    pub(crate) overloaded: AtomicU64,
     pub(crate) load_time: TimeCounters,
 }
 
@@ -189,6 +211,11 @@ impl SpaceCounters {
             load_errors: AtomicU64::new(0),
             loads_shared: AtomicU64::new(0),
             superseded: AtomicU64::new(0),
+            refreshes: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
+            absent: AtomicU64::new(0),
+            overloaded: AtomicU64::new(0),
             load_time: TimeCounters::default(),
         }
     }

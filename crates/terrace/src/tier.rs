@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::codec::Codec;
 use crate::compress::Compression;
-use crate::error::BuildError;
+use crate::error::{BuildError, Error};
 use crate::frame::{self, Frame};
 use crate::guard::{Deadlines, within};
 use crate::key::StoredKey;
@@ -180,25 +180,22 @@ pub(crate) struct OpenTier {
 impl OpenTier {
     /// The frames under `keys` that can be read and are what was asked for.
     ///
-    /// `wanted` are the callers' own keys, which each frame repeats.
+    /// `wanted` are the callers' own keys, which each frame repeats. The tier is given `left`
+    /// and no more than its own deadline. A failure is counted and returned.
     pub(crate) async fn read(
         &self,
         runtime: &dyn Runtime,
         counters: &TrafficCounters,
         keys: &[StoredKey],
         wanted: &[&[u8]],
-    ) -> Vec<Option<Frame>> {
-        let exchange = self.store.get(keys);
-        match within(runtime, self.deadlines.read, "read from a tier", exchange).await {
-            Ok(frames) => {
-                let frames = frames.into_iter().zip(wanted);
-                frames.map(|(frame, wanted)| self.check(counters, &frame?, wanted)).collect()
-            }
-            Err(error) => {
-                self.count_error(counters, &error);
-                keys.iter().map(|_| None).collect()
-            }
-        }
+        left: Option<Duration>,
+    ) -> Result<Vec<Option<Frame>>, StoreError> {
+        let deadline = left.map_or(self.deadlines.read, |left| left.min(self.deadlines.read));
+        let frames = within(runtime, deadline, "read from a tier", self.store.get(keys))
+            .await
+            .inspect_err(|error| self.count_error(counters, error))?;
+        let frames = frames.into_iter().zip(wanted);
+        Ok(frames.map(|(frame, wanted)| self.check(counters, &frame?, wanted)).collect())
     }
 
     fn check(&self, counters: &TrafficCounters, bytes: &Bytes, wanted: &[u8]) -> Option<Frame> {
@@ -255,6 +252,11 @@ impl OpenTier {
         answer: StoreResult<'_, T>,
     ) -> Result<T, StoreError> {
         within(runtime, self.deadlines.write, "ask a tier", answer).await
+    }
+
+    /// The failure as callers see it who want to.
+    pub(crate) fn failed(&self, error: StoreError) -> Error {
+        Error::Tier { tier: Arc::clone(&self.name), source: Arc::new(error) }
     }
 
     pub(crate) fn count_error(&self, counters: &TrafficCounters, error: &StoreError) {

@@ -6,22 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::clock::WallTime;
 use crate::codec::{Codec, ValueCodec};
 use crate::core::{Core, Ticket, drop_all};
-use crate::entry::{AnyEntry, Entry, Meta, Times};
+use crate::entry::{Absent, AnyEntry, Entry, Meta, Times};
 use crate::error::Error;
 use crate::frame::{self, Header};
 use crate::freshness::{Life, Written};
-use crate::key::{Key, KeyBuffer, KeyRef, StoredKey, all_schemas_prefix, tag_name};
-use crate::lease::{Lease, Patience};
+use crate::key::{self, Key, KeyBuffer, KeyRef, StoredKey, all_schemas_prefix, tag_name};
+use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::{Name, Names, Stamp};
 use crate::load::count_superseded;
+use crate::loaded::{Answer, Loaded};
+use crate::options::Tiers;
 use crate::policy::Ttl;
 use crate::read::{self, Wanted};
 use crate::runtime::BoxFuture;
-use crate::space::SpaceCore;
+use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
-use crate::store::{Put, Stored};
+use crate::store::{Put, StoreError, Stored};
 use crate::tier::OpenTier;
 use terrace_memory::{Attributes, Replace, Tick};
 
@@ -60,6 +63,8 @@ pub struct Insert<'a, K: ?Sized, V> {
     value: V,
     ttl: Ttl,
     tags: Result<Arc<[Arc<str>]>, Error>,
+    version: Option<Arc<str>>,
+    unwritten: Result<Tiers, Error>,
 }
 
 impl<K: ?Sized, V> std::fmt::Debug for Insert<'_, K, V> {
@@ -75,7 +80,16 @@ impl<'a, K: ?Sized, V> Insert<'a, K, V> {
         key: &'a K,
         value: V,
     ) -> Self {
-        Self { space, codec, key, value, ttl: Ttl::default(), tags: Ok(Arc::default()) }
+        Self {
+            space,
+            codec,
+            key,
+            value,
+            ttl: Ttl::default(),
+            tags: Ok(Arc::default()),
+            version: None,
+            unwritten: Ok(Tiers::default()),
+        }
     }
 
     /// The value lives exactly this long, whatever its space says.
@@ -92,6 +106,33 @@ impl<'a, K: ?Sized, V> Insert<'a, K, V> {
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
         Self { tags: checked_tags(tags), ..self }
     }
+
+    /// The source's version of the value: see [`Loaded::version`](crate::Loaded::version).
+    pub fn version(self, version: impl Into<Arc<str>>) -> Self {
+        Self { version: Some(version.into()), ..self }
+    }
+
+    /// Stores the value in this tier alone: `memory`, or a tier's own name. What the others
+    /// have under the key is gone all the same.
+    pub fn only(self, tier: &str) -> Self {
+        let number = self.space.core.tier_number(tier);
+        let unwritten = number.map(Tiers::all_but).ok_or_else(|| Error::NoSuchTier(tier.into()));
+        Self { unwritten, ..self }
+    }
+
+    /// Stores the value in all tiers but this one, where what is under the key is gone.
+    pub fn skip(self, tier: &str) -> Self {
+        let number = self.space.core.tier_number(tier);
+        let unwritten = match (self.unwritten, number) {
+            (Ok(mut unwritten), Some(number)) => {
+                unwritten.add(number);
+                Ok(unwritten)
+            }
+            (Err(error), _) => Err(error),
+            (Ok(_), None) => Err(Error::NoSuchTier(tier.into())),
+        };
+        Self { unwritten, ..self }
+    }
 }
 
 impl<'a, K, V> IntoFuture for Insert<'a, K, V>
@@ -104,9 +145,14 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let options = EntryOptions { ttl: self.ttl, tags: self.tags?, ..Default::default() };
-            let wanted = checked_wanted(self.space, self.key)?;
-            insert(self.space, self.codec, vec![(wanted, self.value)], options).await
+            let options = EntryOptions {
+                ttl: self.ttl,
+                tags: self.tags?,
+                version: self.version,
+                ..Default::default()
+            };
+            let (wanted, unwritten) = (checked_wanted(self.space, self.key)?, self.unwritten?);
+            insert(self.space, self.codec, vec![(wanted, self.value)], options, unwritten).await
         })
     }
 }
@@ -118,6 +164,9 @@ pub(crate) struct EntryOptions {
     pub(crate) tags: Arc<[Arc<str>]>,
     pub(crate) stamp: Stamp,
     pub(crate) is_hashed: bool,
+    pub(crate) version: Option<Arc<str>>,
+    pub(crate) last_modified: Option<WallTime>,
+    pub(crate) load_time: Duration,
 }
 
 /// Tags as the ledger names them.
@@ -135,10 +184,26 @@ pub(crate) fn checked_tags<T: AsRef<str>>(
             names.push(name);
         }
     }
-    if names.len() > 64 {
+    if names.len() > MOST_TAGS {
         return Err(Error::Tags("there are too many tags"));
     }
     Ok(names.into())
+}
+
+/// Tags that an entry may carry.
+const MOST_TAGS: usize = 64;
+
+/// The tags of a call and those that its loader found out.
+pub(crate) fn joined_tags(
+    of_call: &Arc<[Arc<str>]>,
+    of_loader: &[Arc<str>],
+) -> Result<Arc<[Arc<str>]>, &'static str> {
+    if of_loader.is_empty() {
+        return Ok(Arc::clone(of_call));
+    }
+    let new = of_loader.iter().filter(|tag| !of_call.contains(tag));
+    let joined: Vec<_> = of_call.iter().chain(new).cloned().collect();
+    if joined.len() > MOST_TAGS { Err("there are too many tags") } else { Ok(joined.into()) }
 }
 
 fn checked_wanted<K: Key + ?Sized>(space: &SpaceCore, key: &K) -> Result<Wanted, Error> {
@@ -155,7 +220,7 @@ pub(crate) async fn insert_many<K: Key + ?Sized, V: Send + Sync + 'static>(
         .into_iter()
         .map(|(key, value)| Ok((checked_wanted(space, key)?, value)))
         .collect::<Result<_, Error>>()?;
-    insert(space, codec, entries, EntryOptions::default()).await
+    insert(space, codec, entries, EntryOptions::default(), Tiers::default()).await
 }
 
 /// Line, then memory, then each tier.
@@ -164,8 +229,10 @@ async fn insert<V: Send + Sync + 'static>(
     codec: Option<ValueCodec<V>>,
     entries: Vec<(Wanted, V)>,
     options: EntryOptions,
+    unwritten: Tiers,
 ) -> Result<Settled, Error> {
     let _underway = space.core.begin()?;
+    let unwritten = if space.mode() == Mode::Off { Tiers::ALL } else { unwritten };
     if entries.is_empty() {
         return Ok(Settled::Settled);
     }
@@ -181,7 +248,7 @@ async fn insert<V: Send + Sync + 'static>(
     if let Some(position) = invalidated.position {
         ticket.stamp = position;
     }
-    let settled = store(space, codec, entries, &options, ticket).await;
+    let settled = store(space, codec, entries, &options, ticket, unwritten).await?;
     Ok(match invalidated.settled {
         Settled::Settled => settled,
         pending => pending,
@@ -195,7 +262,8 @@ async fn store<V: Send + Sync + 'static>(
     entries: Vec<(Wanted, Encoded<V>)>,
     options: &EntryOptions,
     ticket: Ticket,
-) -> Settled {
+    unwritten: Tiers,
+) -> Result<Settled, Error> {
     let entries: Vec<_> = entries
         .into_iter()
         .map(|(wanted, encoded)| {
@@ -209,16 +277,26 @@ async fn store<V: Send + Sync + 'static>(
         .collect();
     for (wanted, fresh) in &entries {
         let key = KeyRef { space: space.number, bytes: &wanted.bytes };
-        to_memory(space, key, &fresh.entry, ticket);
+        space.core.retries.forget(key);
+        if !unwritten.has_memory() {
+            to_memory(space, key, &fresh.entry, ticket);
+        }
     }
     let mut away = Vec::new();
+    let mut failure = None;
     for (index, tier) in space.core.tiers.iter().enumerate() {
         let Some(codec) = codec else { continue };
-        let puts: Vec<_> = entries
-            .iter()
-            .map(|(wanted, fresh)| (wanted, put(space, codec, wanted, fresh, tier)))
-            .collect();
-        let failed = put_all(space, tier, index, puts).await;
+        let mut failed: Vec<_> =
+            entries.iter().map(|(wanted, _)| Arc::clone(&wanted.name)).collect();
+        if !unwritten.has(index + 1) {
+            let puts: Vec<_> = entries
+                .iter()
+                .map(|(wanted, fresh)| (wanted, put(space, codec, wanted, fresh, tier)))
+                .collect();
+            let (names, error) = put_all(space, tier, index, puts).await;
+            failed = names;
+            failure = failure.or(error.map(|error| tier.failed(error)));
+        }
         if tier.is_authority {
             continue;
         }
@@ -228,7 +306,7 @@ async fn store<V: Send + Sync + 'static>(
         for (wanted, fresh) in &entries {
             let (before, meta) = (left.len(), &fresh.entry.meta);
             let is_left = failed.contains(&wanted.name)
-                || !read::stands(space, wanted, meta.stamp, &meta.tags);
+                || !read::stands(space, &wanted.name, meta.stamp, &meta.tags);
             left.extend(is_left.then(|| wanted.stored.clone()));
             left.extend(of_other_types(space, wanted));
             names.extend((left.len() > before).then(|| Name::Key(Arc::clone(&wanted.name))));
@@ -238,17 +316,24 @@ async fn store<V: Send + Sync + 'static>(
             space.core.hold_back(names);
         }
     }
-    if away.is_empty() { Settled::Settled } else { Settled::Pending(away) }
+    match failure {
+        Some(failure) if !space.policy.is_graceful => Err(failure),
+        _ if away.is_empty() => Ok(Settled::Settled),
+        _ => Ok(Settled::Pending(away)),
+    }
 }
 
-/// Puts frames into a tier; returns the names of those that are not stored there.
+/// Puts frames into a tier; returns the names of those that are not stored there, and what
+/// went wrong if the tier failed.
 async fn put_all(
     space: &SpaceCore,
     tier: &OpenTier,
     index: usize,
     puts: Vec<(&Wanted, Option<Put>)>,
-) -> Vec<Arc<str>> {
-    let Some(counters) = space.counters.below_memory().get(index) else { return Vec::new() };
+) -> (Vec<Arc<str>>, Option<StoreError>) {
+    let Some(counters) = space.counters.below_memory().get(index) else {
+        return (Vec::new(), None);
+    };
     let (mut names, mut frames, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (wanted, put) in puts {
         match put {
@@ -263,17 +348,20 @@ async fn put_all(
         }
     }
     if frames.is_empty() {
-        return failed;
+        return (failed, None);
     }
     match tier.write(&*space.core.runtime, counters, &frames).await {
         Ok(stored) => {
             let refused =
                 names.into_iter().zip(stored).filter(|(_, stored)| *stored != Stored::Yes);
             failed.extend(refused.map(|(name, _)| name));
+            (failed, None)
         }
-        Err(_) => failed.extend(names),
+        Err(error) => {
+            failed.extend(names);
+            (failed, Some(error))
+        }
     }
-    failed
 }
 
 async fn take_away(space: &SpaceCore, tier: &OpenTier, index: usize, left: &[StoredKey]) -> bool {
@@ -281,35 +369,97 @@ async fn take_away(space: &SpaceCore, tier: &OpenTier, index: usize, left: &[Sto
     tier.remove(&*space.core.runtime, counters, left).await.is_ok()
 }
 
-/// Stores the value of a load in every tier below memory. A tier that fails is none
-/// of the callers' business.
+/// What a load is to store below memory.
+pub(crate) struct Fill<'a, V> {
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) fresh: &'a Fresh<V>,
+    pub(crate) ticket: Ticket,
+}
+
+impl<V> Fill<'_, V> {
+    fn is_permitted(&self, space: &SpaceCore) -> bool {
+        let tags = &self.fresh.entry.meta.tags;
+        let names = Names { key: &self.wanted.name, space: &space.name, tags };
+        space.core.permits(self.ticket, &names)
+    }
+}
+
+/// Stores what was loaded in every tier below memory, in one exchange with each. A tier that
+/// fails is none of the callers' business.
 pub(crate) async fn fill<V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
-    wanted: &Wanted,
-    fresh: &Fresh<V>,
-    ticket: Ticket,
+    mut fills: Vec<Fill<'_, V>>,
+    unwritten: Tiers,
 ) {
-    let names = Names { key: &wanted.name, space: &space.name, tags: &fresh.entry.meta.tags };
-    if !space.core.permits(ticket, &names) {
-        return count_superseded(space);
-    }
+    let keep_permitted = |fills: &mut Vec<Fill<'_, V>>| {
+        fills.retain(|fill| {
+            let is_permitted = fill.is_permitted(space);
+            if !is_permitted {
+                count_superseded(space);
+            }
+            is_permitted
+        });
+    };
+    keep_permitted(&mut fills);
     let Some(codec) = codec else { return };
-    for index in 0..space.core.tiers.len() {
-        if !space.core.permits(ticket, &names) {
-            return count_superseded(space);
+    for (index, tier) in space.core.tiers.iter().enumerate() {
+        if unwritten.has(index + 1) || fills.is_empty() {
+            continue;
         }
-        to_tier(space, codec, wanted, &fresh.entry, fresh.encoded.as_ref(), index).await;
+        let puts = fills
+            .iter()
+            .map(|fill| (fill.wanted, put(space, codec, fill.wanted, fill.fresh, tier)));
+        put_all(space, tier, index, puts.collect()).await;
         // A store that does not hear the ledger may have taken what was invalidated
         // in between.
-        if let Some(tier) = space.core.tiers.get(index)
-            && !tier.is_authority
-            && !space.core.permits(ticket, &names)
-            && !take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await
-        {
-            space.core.hold_back(vec![Name::Key(Arc::clone(&wanted.name))]);
+        let dead = fills.iter().filter(|fill| !tier.is_authority && !fill.is_permitted(space));
+        let dead: Vec<_> = dead.map(|fill| fill.wanted).collect();
+        let left: Vec<_> = dead.iter().map(|wanted| wanted.stored.clone()).collect();
+        if !left.is_empty() && !take_away(space, tier, index, &left).await {
+            let names = dead.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
+            space.core.hold_back(names.collect());
         }
+        keep_permitted(&mut fills);
     }
+}
+
+/// Stores what a caller has loaded by itself; says whether nothing has made it out of date.
+pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    key: &K,
+    ticket: Ticket,
+    loaded: Loaded<V>,
+) -> Result<bool, Error> {
+    let _underway = space.core.begin()?;
+    let wanted = checked_wanted(space, key)?;
+    let tags = loaded.tags.map_err(Error::Tags)?;
+    let options = EntryOptions {
+        ttl: loaded.ttl.unwrap_or_default(),
+        tags,
+        stamp: ticket.stamp,
+        is_hashed: wanted.is_hashed,
+        version: loaded.version,
+        last_modified: loaded.last_modified,
+        load_time: Duration::ZERO,
+    };
+    let key = KeyRef { space: space.number, bytes: &wanted.bytes };
+    let value = match loaded.answer {
+        Answer::Value(value) if space.mode() != Mode::Off => value,
+        Answer::Absent if space.mode() != Mode::Off => {
+            absent_to_memory(space, key, ticket);
+            return Ok(false);
+        }
+        _ => return Ok(false),
+    };
+    space.core.retries.forget(key);
+    let fresh = prepare(space, codec, value, &options);
+    to_memory(space, key, &fresh.entry, ticket);
+    let fill_one = Fill { wanted: &wanted, fresh: &fresh, ticket };
+    let is_permitted = fill_one.is_permitted(space);
+    fill(space, codec, vec![fill_one], Tiers::default()).await;
+    Ok(is_permitted)
 }
 
 /// Stores an entry in one tier below memory.
@@ -338,7 +488,7 @@ pub(crate) async fn undo_if_dead(
 ) {
     if let Some(tier) = space.core.tiers.get(index)
         && !tier.is_authority
-        && !read::stands(space, wanted, stamp, tags)
+        && !read::stands(space, &wanted.name, stamp, tags)
         && !take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await
     {
         space.core.hold_back(vec![Name::Key(Arc::clone(&wanted.name))]);
@@ -359,13 +509,19 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
     let meta = &entry.meta;
     let names = Names { key: &name, space: &space.name, tags: &meta.tags };
     // Stamp and space are those of the entry itself.
-    let attributes = Attributes { expires: meta.times.life().stale_until, ..Attributes::default() };
+    let attributes = Attributes {
+        expires: meta.times.life().stale_until,
+        idle: space.policy.idle,
+        ..Attributes::default()
+    };
     let any: AnyEntry = Arc::clone(entry) as _;
     let replace = || {
         memory.replace_if(key.to_memory_key(), any, attributes, core.clock.tick(), |present| {
             let is_newer = present.is_none_or(|present| {
-                let present = present.value.meta().stamp;
-                core.mirror.is_foreign(present) || present.number <= meta.stamp.number
+                let present = present.value.meta();
+                core.mirror.is_foreign(present.stamp)
+                    || present.stamp.number <= meta.stamp.number
+                        && !meta.source_age().is_older_than(present.source_age())
             });
             is_newer
                 && core.permits(ticket, &names)
@@ -381,6 +537,64 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
         bump(if is_stored { &counters.writes } else { &counters.refused });
     }
     is_stored
+}
+
+/// Remembers that the source has no value, if the space wants that, and nothing since the
+/// ticket names the key; forgets what was there before in any case.
+pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticket) {
+    let core = &space.core;
+    let Some(memory) = &core.memory else { return };
+    let now = core.clock.tick();
+    let Some(ttl) = space.policy.negative_ttl else {
+        return drop_all(|| {
+            memory.remove_if(&key, |view| view.value.meta().stamp.number <= ticket.stamp.number);
+        });
+    };
+    let options = EntryOptions {
+        ttl: Ttl::Exactly(ttl),
+        stamp: ticket.stamp,
+        is_hashed: key::is_hashed(key.bytes),
+        ..EntryOptions::default()
+    };
+    let absent = make(space, Encoded { value: Absent, bytes: None }, &options).entry;
+    let life = absent.meta.times.life();
+    let attributes =
+        Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
+    let name = space.name_of(key.bytes);
+    let names = Names { key: &name, space: &space.name, tags: &[] };
+    let any: AnyEntry = absent;
+    drop_all(|| {
+        // Where it is refused, the next call asks the source again.
+        let _ =
+            memory.replace_if(key.to_memory_key(), Arc::clone(&any), attributes, now, |present| {
+                let is_newer = present.is_none_or(|present| {
+                    let present = present.value.meta().stamp;
+                    core.mirror.is_foreign(present) || present.number <= ticket.stamp.number
+                });
+                is_newer && core.permits(ticket, &names)
+            });
+    });
+}
+
+/// Takes what the tiers below memory have under a key out of them.
+pub(crate) async fn take_away_everywhere(space: &SpaceCore, wanted: &Wanted, unwritten: Tiers) {
+    for (index, tier) in space.core.tiers.iter().enumerate() {
+        if !unwritten.has(index + 1) {
+            // A tier that fails keeps it to its end; the failure is counted.
+            take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await;
+        }
+    }
+}
+
+/// An entry whose value its source has confirmed: it begins a new life.
+pub(crate) fn renew<V>(
+    space: &SpaceCore,
+    entry: &Arc<Entry<V>>,
+    options: &EntryOptions,
+) -> Fresh<V> {
+    let (life, written) = new_life(space, options);
+    entry.meta.times.set(life, written);
+    Fresh { entry: Arc::clone(entry), encoded: None }
 }
 
 /// A new entry, and its bytes if they were needed already.
@@ -438,22 +652,28 @@ fn encode_first<V>(
 }
 
 fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
-    let core = &space.core;
-    let ttl = space.policy.lifetime(options.ttl, core.runtime.random());
-    let stale_for = space.policy.stale_for;
-    let life = Life::begin(core.clock.tick(), ttl, stale_for);
-    let written = Written::begin(core.wall(), ttl, stale_for);
+    let (life, written) = new_life(space, options);
     let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
     let meta = Meta {
         times: Times::new(life, written),
         stamp: options.stamp,
         tags: Arc::clone(&options.tags),
-        version: None,
-        last_modified: None,
+        version: options.version.clone(),
+        last_modified: options.last_modified,
         is_hashed: options.is_hashed,
         bytes: space.weight_of::<V>(size),
+        load_time: options.load_time,
     };
     Fresh { entry: Arc::new(Entry { value: encoded.value, meta }), encoded: encoded.bytes }
+}
+
+/// A life that begins now, here and as it is written down.
+fn new_life(space: &SpaceCore, options: &EntryOptions) -> (Life, Written) {
+    let (core, policy) = (&space.core, &space.policy);
+    let ttl = policy.lifetime(options.ttl, core.runtime.random());
+    let life = Life::begin(core.clock.tick(), ttl, policy.stale_for);
+    let life = life.aging(policy.aging(ttl, options.load_time));
+    (life, Written::begin(core.wall(), ttl, policy.stale_for))
 }
 
 /// The frame of an entry for a tier; `None` if the tier does not take it.
@@ -478,7 +698,7 @@ fn put<V>(
         return None;
     }
     let core = &space.core;
-    let written = meta.times.written().capped(core.wall(), tier.max_ttl);
+    let written = meta.times.written().capped(core.wall(), max_ttl(space, tier));
     let header = Header {
         codec: used,
         created: written.created,
@@ -501,6 +721,12 @@ fn put<V>(
     Some(Put { key: wanted.stored.clone(), frame, expires, stamp, tags })
 }
 
+/// How long an entry may stay fresh in a tier. None but memory knows when it was read last: in
+/// the others an entry that is to expire when it is idle does so at the latest by then.
+fn max_ttl(space: &SpaceCore, tier: &OpenTier) -> Option<Duration> {
+    [tier.max_ttl, space.policy.idle].into_iter().flatten().min()
+}
+
 fn index_of(core: &Core, tier: &OpenTier) -> usize {
     core.tiers.iter().take_while(|other| !std::ptr::eq(*other, tier)).count()
 }
@@ -511,9 +737,9 @@ const WRITERS_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     insert: Insert<'_, K, V>,
 ) -> Result<bool, Error> {
-    let Insert { space, codec, key, value, ttl, tags } = insert;
-    let _underway = space.core.begin()?;
-    let options = EntryOptions { ttl, tags: tags?, ..EntryOptions::default() };
+    let Insert { space, codec, key, value, ttl, tags, version, unwritten } = insert;
+    let (_underway, unwritten) = (space.core.begin()?, unwritten?);
+    let options = EntryOptions { ttl, tags: tags?, version, ..EntryOptions::default() };
     let wanted = checked_wanted(space, key)?;
     let encoded = encode_first(space, codec, value)?;
     // Writers exclude each other, not loaders: "!" never ends the name of a key.
@@ -531,8 +757,11 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
             return Err(Error::Busy);
         }
     };
-    let inserted =
-        lease.while_held(insert_unless_there(space, codec, key, wanted, encoded, &options)).await;
+    let inserted = {
+        let inserting =
+            insert_unless_there(space, codec, key, wanted, encoded, &options, unwritten);
+        while_held([&lease], inserting).await
+    };
     lease.release().await;
     inserted
 }
@@ -544,6 +773,7 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
     wanted: Wanted,
     encoded: Encoded<V>,
     options: &EntryOptions,
+    unwritten: Tiers,
 ) -> Result<bool, Error> {
     let core = &space.core;
     let name = Name::Set(Arc::clone(&wanted.name));
@@ -562,11 +792,11 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
                 ticket = core.ticket();
             }
             ticket.stamp = appended.position;
-            let _ = store(space, codec, vec![(wanted, encoded)], options, ticket).await;
+            store(space, codec, vec![(wanted, encoded)], options, ticket, unwritten).await?;
             return Ok(true);
         }
         // Somebody wrote or invalidated between: look again.
-        core.follow().await;
+        let _ = core.follow().await;
         if !patience.wait(core).await {
             return Err(Error::Busy);
         }
@@ -655,16 +885,16 @@ pub(crate) async fn expire<K: Key + ?Sized>(
     // From below: a read that copies upwards meanwhile finds the new lifetime.
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()).rev() {
         let keys = std::slice::from_ref(&wanted.stored);
-        let frame =
-            tier.read(&*core.runtime, counters, keys, &[&wanted.bytes]).await.pop().flatten();
+        let frames = tier.read(&*core.runtime, counters, keys, &[&wanted.bytes], None).await;
+        let frame = frames.ok().and_then(|mut frames| frames.pop().flatten());
         let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, tier, frame))
         else {
             continue;
         };
         found = true;
         let mut header = frame.header.clone();
-        let written =
-            Written::begin(core.wall(), Some(ttl), stale_for).capped(core.wall(), tier.max_ttl);
+        let written = Written::begin(core.wall(), Some(ttl), stale_for)
+            .capped(core.wall(), max_ttl(space, tier));
         (header.expires, header.stale_until) = (written.expires, written.stale_until);
         let Ok(value) = frame.value() else { continue };
         let put = Put {
@@ -688,6 +918,7 @@ fn expire_in_memory(space: &SpaceCore, wanted: &Wanted, ttl: Duration) -> bool {
     let key = KeyRef { space: space.number, bytes: &wanted.bytes };
     let now = core.clock.tick();
     let life = Life::begin(now, Some(ttl), space.policy.stale_for);
+    let life = life.aging(space.policy.aging(Some(ttl), Duration::ZERO));
     let changed = memory.peek_with(&key, now, |view| {
         if !read::is_fresh_in_memory(space, key, view.value, now) {
             return false;

@@ -125,7 +125,8 @@ fn a_hit_neither_allocates_nor_waits_nor_decodes() {
                     at_once(space.get(key)).unwrap().is_some_and(|value| value.number == 7)
                 });
                 costs_nothing("get_or_load", || {
-                    let load = space.get_or_load(key, |_| async { Err("no loader is called") });
+                    let load = space
+                        .get_or_load(key, |_| async { Err::<Watched, _>("no loader is called") });
                     at_once(load).is_ok_and(|value| value.number == 7)
                 });
                 costs_nothing("read", || space.read(key, |value| value.text.len()) == Some(1_000));
@@ -203,7 +204,8 @@ fn the_counting_counts() {
     assert_eq!(copy.count_total, 1);
     let _context = caches.runtime.enter();
     let miss = measure(|| {
-        let load = space.get_or_load("other", |_| std::future::pending::<Result<_, String>>());
+        let load =
+            space.get_or_load("other", |_| std::future::pending::<Result<Watched, String>>());
         let mut load = pin!(load);
         assert!(load.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     });

@@ -373,7 +373,9 @@ async fn c1_what_is_read_from_below_during_an_invalidation_is_not_stored() {
                     match way {
                         0 => drop(space.get("key").await.unwrap()),
                         1 => drop(space.get_many(["key"]).await.unwrap()),
-                        _ => drop(space.get_or_load("key", |_| async { Err(Refused(0)) }).await),
+                        _ => drop(
+                            space.get_or_load("key", |_| async { Err::<u64, _>(Refused(0)) }).await,
+                        ),
                     }
                 });
             }

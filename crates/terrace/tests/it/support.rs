@@ -131,7 +131,8 @@ pub(crate) struct Bed {
 impl Bed {
     pub(crate) async fn new(layout: Layout) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut builder = Terrace::builder();
+        // Many flights at once are what most tests are about, not how many there may be.
+        let mut builder = Terrace::builder().max_loads(1_000);
         if layout.has_memory() {
             builder = builder.memory(Memory::bytes(64 << 20));
         }

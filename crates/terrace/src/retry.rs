@@ -1,0 +1,143 @@
+//! The **retries**: keys whose last load failed, and when each may be loaded again.
+//!
+//! Until then callers get what is stale, or else the error again: a source that is down is asked
+//! once in a while, not once a caller. Anything that invalidates the key makes it loadable at
+//! once, and so does a load that succeeds.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+
+use crate::clock::Tick;
+use crate::core::Ticket;
+use crate::flight::Crash;
+use crate::key::{KeyRef, MemoryKey};
+use crate::policy::Backoff;
+
+/// Keys that are remembered, in all; beyond that those that have waited longest are forgotten.
+const MOST_KEYS: usize = 65_536;
+
+/// The keys that failed.
+pub(crate) struct Retries {
+    shards: Box<[Mutex<HashTable<Failed>>]>,
+    hasher: RandomState,
+    count: AtomicUsize,
+}
+
+struct Failed {
+    key: MemoryKey,
+    failure: Failure,
+}
+
+/// What is remembered of a key's last load.
+#[derive(Clone)]
+pub(crate) struct Failure {
+    /// Not to be loaded before this.
+    pub(crate) retry_at: Tick,
+    pub(crate) crash: Crash,
+    /// When the load began: what was invalidated since may be loaded at once.
+    pub(crate) ticket: Ticket,
+    /// Failures in a row.
+    failures: u32,
+}
+
+const SHARDS: usize = 64;
+
+impl Retries {
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            count: AtomicUsize::new(0),
+        }
+    }
+
+    /// The failure for which a load of `key` has to wait at `now`.
+    pub(crate) fn waiting(&self, key: KeyRef<'_>, now: Tick) -> Option<Failure> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let hash = self.hasher.hash_one(key);
+        let shard = self.shard(hash).lock();
+        let failed = shard.find(hash, |failed| is(key, failed))?;
+        (now < failed.failure.retry_at).then(|| failed.failure.clone())
+    }
+
+    /// Takes note of a failure; returns when the key may be loaded again.
+    pub(crate) fn failed(
+        &self,
+        key: KeyRef<'_>,
+        crash: Crash,
+        ticket: Ticket,
+        next: impl FnOnce(u32) -> Tick,
+    ) -> Tick {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).lock();
+        if let Some(failed) = shard.find_mut(hash, |failed| is(key, failed)) {
+            let failures = failed.failure.failures.saturating_add(1);
+            let retry_at = next(failures);
+            failed.failure = Failure { retry_at, crash, ticket, failures };
+            return retry_at;
+        }
+        if shard.len() >= MOST_KEYS / SHARDS {
+            self.forget_one(&mut shard);
+        }
+        let retry_at = next(1);
+        let failure = Failure { retry_at, crash, ticket, failures: 1 };
+        let failed = Failed { key: key.to_memory_key(), failure };
+        shard.insert_unique(hash, failed, |failed| self.hasher.hash_one(&failed.key));
+        self.count.fetch_add(1, Ordering::Relaxed);
+        retry_at
+    }
+
+    /// Forgets what was remembered of `key`.
+    pub(crate) fn forget(&self, key: KeyRef<'_>) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).lock();
+        if let Ok(failed) = shard.find_entry(hash, |failed| is(key, failed)) {
+            failed.remove();
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets keys that nobody has asked for since long after they could be loaded again.
+    pub(crate) fn sweep(&self, now: Tick) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let before = shard.len();
+            shard.retain(|failed| {
+                now < failed.failure.retry_at.saturating_add(Backoff::default().longest)
+            });
+            self.count.fetch_sub(before - shard.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn forget_one(&self, shard: &mut HashTable<Failed>) {
+        let oldest = shard.iter().min_by_key(|failed| failed.failure.retry_at);
+        let Some(key) = oldest.map(|failed| failed.key.clone()) else { return };
+        let hash = self.hasher.hash_one(&key);
+        if let Ok(failed) = shard.find_entry(hash, |failed| failed.key == key) {
+            failed.remove();
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn shard(&self, hash: u64) -> &Mutex<HashTable<Failed>> {
+        // There are as many shards as the mask has values.
+        let index = usize::try_from(hash >> 58).unwrap_or(0);
+        #[expect(clippy::indexing_slicing, reason = "six bits, sixty-four shards")]
+        &self.shards[index]
+    }
+}
+
+fn is(key: KeyRef<'_>, failed: &Failed) -> bool {
+    hashbrown::Equivalent::equivalent(&key, &failed.key)
+}

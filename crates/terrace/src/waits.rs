@@ -1,0 +1,114 @@
+//! The **waits**: which running load waits for which other one.
+//!
+//! A loader may read other keys of the cache. If one of those loads, however indirectly, waits
+//! for the load that asks, nobody would ever be answered: the wait that would close the circle
+//! is refused instead. Whose load it is that asks is known as long as its future runs in the
+//! task in which the cache polls it; what a loader hands to tasks of its own asks as a stranger.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::flight::Flight;
+use crate::load::Flown;
+
+thread_local! {
+    /// The flights whose loader is being polled on this thread.
+    static LOADING: RefCell<Option<Flown>> = const { RefCell::new(None) };
+}
+
+/// One wait begins or ends at a time, in all caches of the process: only loads within loads
+/// come here.
+static ORDER: Mutex<()> = Mutex::new(());
+
+/// A wait of loads for another one. It ends when this is dropped.
+pub(crate) struct Wait {
+    waiting: Flown,
+    awaited: Arc<Flight>,
+}
+
+/// The load would wait for itself.
+#[derive(Debug)]
+pub(crate) struct Circle;
+
+/// Begins to wait for `awaited`; `None` outside of any loader, which no circle goes through.
+pub(crate) fn begin(awaited: &Arc<Flight>) -> Result<Option<Wait>, Circle> {
+    current().map(|waiting| begin_for(&waiting, awaited)).transpose()
+}
+
+/// The flights of one task begin to wait for another one.
+pub(crate) fn begin_for(waiting: &Flown, awaited: &Arc<Flight>) -> Result<Wait, Circle> {
+    let _order = ORDER.lock();
+    if waiting.iter().any(|waiting| leads(awaited, waiting)) {
+        return Err(Circle);
+    }
+    for waiting in &**waiting {
+        waiting.waits_for.lock().push(Arc::clone(awaited));
+    }
+    Ok(Wait { waiting: Arc::clone(waiting), awaited: Arc::clone(awaited) })
+}
+
+/// Whether the caller runs within a loader.
+pub(crate) fn is_within_load() -> bool {
+    LOADING.try_with(|loading| loading.borrow().is_some()).unwrap_or(false)
+}
+
+/// Runs `work`, the loader of these flights.
+pub(crate) async fn within_load<T>(flights: Flown, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    std::future::poll_fn(|context| {
+        let _scope = Scope { outer: replace(Some(Arc::clone(&flights))) };
+        work.as_mut().poll(context)
+    })
+    .await
+}
+
+/// Puts back what was there before, also when the loader panics.
+struct Scope {
+    outer: Option<Flown>,
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        let _ = replace(self.outer.take());
+    }
+}
+
+fn replace(flights: Option<Flown>) -> Option<Flown> {
+    LOADING.try_with(|loading| loading.replace(flights)).unwrap_or(None)
+}
+
+fn current() -> Option<Flown> {
+    LOADING.try_with(|loading| loading.borrow().clone()).unwrap_or(None)
+}
+
+/// Whether `from` is, or waits for something that waits for, `to`.
+fn leads(from: &Arc<Flight>, to: &Arc<Flight>) -> bool {
+    let mut open = vec![Arc::clone(from)];
+    let mut seen: Vec<*const Flight> = Vec::new();
+    while let Some(flight) = open.pop() {
+        if Arc::ptr_eq(&flight, to) {
+            return true;
+        }
+        if !seen.contains(&Arc::as_ptr(&flight)) {
+            seen.push(Arc::as_ptr(&flight));
+            open.extend(flight.waits_for.lock().iter().cloned());
+        }
+    }
+    false
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let _order = ORDER.lock();
+        for waiting in &*self.waiting {
+            let mut waits = waiting.waits_for.lock();
+            if let Some(index) = waits.iter().position(|other| Arc::ptr_eq(other, &self.awaited)) {
+                waits.swap_remove(index);
+            }
+        }
+    }
+}
