@@ -62,7 +62,7 @@ impl Terrace {
     /// Begins a space: a namespace with a key type, a value type and a policy.
     ///
     /// The same name may be opened more than once. The name must not be empty.
-    pub fn space<K: ?Sized, V>(&self, name: &str) -> SpaceBuilder<K, V> {
+    pub fn space<K: ToOwned + ?Sized, V>(&self, name: &str) -> SpaceBuilder<K, V> {
         SpaceBuilder::new(self, name)
     }
 

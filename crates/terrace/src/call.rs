@@ -20,6 +20,7 @@ use crate::load::{Load, LoadState, Loading, Order, Request, catch_panic, fly};
 use crate::loaded::Loaded;
 use crate::options::{CallOptions, Reading, Wants};
 use crate::policy::{Ttl, left};
+use crate::probe::Probe;
 use crate::read::{self, Found, Known, Wanted};
 use crate::runtime::{BoxFuture, unless};
 use crate::space::{Mode, SpaceCore};
@@ -170,11 +171,12 @@ async fn get<V: Send + Sync + 'static>(
 
 /// A read with a loader; await it. See [`Space::get_or_load`](crate::Space::get_or_load).
 #[must_use = "a read does nothing until it is awaited"]
-pub struct GetOrLoad<'a, K: ?Sized, V, F, E> {
+pub struct GetOrLoad<'a, K: ToOwned + ?Sized, V, F, E> {
     space: &'a Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
     key: &'a K,
     loader: Option<F>,
+    probe: Option<&'a Probe<K>>,
     options: Option<Box<CallOptions<V>>>,
     waiting: Waiting,
     error: PhantomData<fn() -> E>,
@@ -194,9 +196,9 @@ enum Waiting {
 }
 
 // Nothing in it is ever pinned: a loader is called before it is polled.
-impl<K: ?Sized, V, F, E> Unpin for GetOrLoad<'_, K, V, F, E> {}
+impl<K: ToOwned + ?Sized, V, F, E> Unpin for GetOrLoad<'_, K, V, F, E> {}
 
-impl<'a, K: ?Sized, V, F, E> GetOrLoad<'a, K, V, F, E> {
+impl<'a, K: ToOwned + ?Sized, V, F, E> GetOrLoad<'a, K, V, F, E> {
     pub(crate) fn new(
         space: &'a Arc<SpaceCore>,
         codec: Option<ValueCodec<V>>,
@@ -208,10 +210,15 @@ impl<'a, K: ?Sized, V, F, E> GetOrLoad<'a, K, V, F, E> {
             codec,
             key,
             loader: Some(loader),
+            probe: None,
             options: None,
             waiting: Waiting::Nothing,
             error: PhantomData,
         }
+    }
+
+    pub(crate) fn probing(self, probe: Option<&'a Probe<K>>) -> Self {
+        Self { probe, ..self }
     }
 
     fn with(mut self, set: impl FnOnce(&mut CallOptions<V>)) -> Self {
@@ -338,6 +345,11 @@ where
             let reading = this.options.as_ref().map(|options| &options.reading);
             let mut at_hand = None;
             match hit(space, key, reading) {
+                Hit::Fresh(entry) | Hit::Aging(entry)
+                    if this.probe.is_some() && is_unchecked(space, &entry.meta) =>
+                {
+                    at_hand = Some(entry);
+                }
                 Hit::Fresh(entry) => return Poll::Ready(Ok(fresh(entry))),
                 Hit::Aging(entry) => {
                     if claims_refresh(space, &entry.meta) {
@@ -391,14 +403,19 @@ where
     fn start(&mut self, takeoff: Takeoff) -> Option<Started> {
         let loader = self.loader.take()?;
         let (key, state) = (self.key.to_owned(), LoadState::new());
+        let probed = self.probe.map(|_| self.key.to_owned());
         let load = Load::new(key, Arc::clone(&state));
         let flight = takeoff.flight();
         // The loader is the caller's code: it must not take others down with it.
-        let Ok(loading) = catch_unwind(AssertUnwindSafe(|| begin(loader, load))) else {
+        let probe = self.probe;
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            (begin(loader, load), probe.zip(probed).map(|(probe, key)| probe(key)))
+        }));
+        let Ok((loading, probe)) = begun else {
             takeoff.land(Err(Crash::Panicked));
             return Some(Started { flight, task: Task(None) });
         };
-        let order = Order { loading, state, is_nested: waits::is_within_load() };
+        let order = Order { loading, probe, state, is_nested: waits::is_within_load() };
         let request = self.request();
         let task = Box::pin(async move {
             // A panic drops the takeoff, which lands the flight as abandoned.
@@ -669,6 +686,10 @@ fn fresh<V>(entry: Arc<Entry<V>>) -> Cached<V> {
     Cached { entry, source: Source::Memory, is_stale: false }
 }
 
+fn is_unchecked(space: &SpaceCore, meta: &Meta) -> bool {
+    read::is_unchecked(space, meta, space.core.clock.tick())
+}
+
 /// Whether this read is the one that has an aging entry loaded anew.
 pub(crate) fn claims_refresh(space: &SpaceCore, meta: &Meta) -> bool {
     let (core, life) = (&space.core, meta.times.life());
@@ -704,7 +725,7 @@ impl<K: ?Sized, V> std::fmt::Debug for Get<'_, K, V> {
     }
 }
 
-impl<K: ?Sized, V, F, E> std::fmt::Debug for GetOrLoad<'_, K, V, F, E> {
+impl<K: ToOwned + ?Sized, V, F, E> std::fmt::Debug for GetOrLoad<'_, K, V, F, E> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("GetOrLoad")

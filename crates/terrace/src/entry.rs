@@ -186,6 +186,8 @@ pub(crate) struct Times {
     aging_from: AtomicU64,
     fresh_until: AtomicU64,
     stale_until: AtomicU64,
+    /// When the source was last known to have this version; `NEVER`: it was not asked.
+    checked: AtomicU64,
     created: AtomicU64,
     expires: AtomicU64,
     of_use_until: AtomicU64,
@@ -200,6 +202,7 @@ impl Times {
             aging_from: AtomicU64::new(0),
             fresh_until: AtomicU64::new(0),
             stale_until: AtomicU64::new(0),
+            checked: AtomicU64::new(NEVER),
             created: AtomicU64::new(0),
             expires: AtomicU64::new(0),
             of_use_until: AtomicU64::new(0),
@@ -249,6 +252,16 @@ impl Times {
         let changed =
             self.aging_from.compare_exchange(seen, until, Ordering::Relaxed, Ordering::Relaxed);
         changed.is_ok()
+    }
+
+    /// Its source was seen to have this version.
+    pub(crate) fn set_checked(&self, now: Tick) {
+        self.checked.store(now.as_millis(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn checked(&self) -> Option<Tick> {
+        let checked = self.checked.load(Ordering::Relaxed);
+        (checked != NEVER).then(|| Tick::from_millis(checked))
     }
 
     /// The entry is worth renewing from `at` on, if it is fresh by then.

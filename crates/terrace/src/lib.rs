@@ -57,6 +57,7 @@ mod many;
 mod options;
 mod pending;
 mod policy;
+mod probe;
 pub mod protocol;
 mod read;
 mod retry;

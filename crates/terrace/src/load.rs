@@ -22,6 +22,7 @@ use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::Names;
 use crate::loaded::{Answer, Loaded};
 use crate::options::{Reading, Wants};
+use crate::probe::{self, Verdict};
 use crate::read::{self, Found, Known, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
@@ -122,6 +123,8 @@ pub(crate) type Loading<A> = BoxFuture<'static, Result<A, SharedError>>;
 /// A flight's loader, and what it is told.
 pub(crate) struct Order<V> {
     pub(crate) loading: Loading<Loaded<V>>,
+    /// Asks the source for its version, if the space knows how to.
+    pub(crate) probe: Option<Loading<Option<Arc<str>>>>,
     pub(crate) state: Arc<LoadState<V>>,
     /// Its caller is a loader itself.
     pub(crate) is_nested: bool,
@@ -135,18 +138,21 @@ pub(crate) struct Order<V> {
 pub(crate) async fn fly<V: Send + Sync + 'static>(
     mut takeoff: Takeoff,
     request: Request<V>,
-    order: Order<V>,
+    mut order: Order<V>,
 ) {
     let flights: Flown = Arc::from([takeoff.flight()]);
     takeoff.wait_for_turn(&flights).await;
     let mut job = Job::begin(&takeoff, request);
+    let probe = order.probe.take();
+    job.is_probing = probe.is_some();
     if job.look_in_memory(&takeoff) || job.look_below(&takeoff).await {
         return;
     }
     step_aside().await;
-    if !job.is_held_back(&takeoff) {
-        job.load(&takeoff, flights, order).await;
+    if job.is_held_back(&takeoff) || job.is_unchanged(&takeoff, probe).await {
+        return;
     }
+    job.load(&takeoff, flights, order).await;
 }
 
 /// The flights of one task.
@@ -178,6 +184,8 @@ pub(crate) struct Job<V> {
     pub(crate) ticket: Ticket,
     /// Found, and not good enough: it may have to do all the same.
     stale: Option<(Arc<Entry<V>>, Source)>,
+    /// The source can be asked for its version.
+    pub(crate) is_probing: bool,
 }
 
 /// How an attempt at a load went.
@@ -194,7 +202,7 @@ impl<V: Send + Sync + 'static> Job<V> {
         let ticket = space.core.ticket();
         takeoff.depart(Departure { ticket, tags: Arc::clone(&request.options.tags) });
         let wanted = space.wanted(takeoff.key().bytes);
-        Self { request, wanted, ticket, stale: None }
+        Self { request, wanted, ticket, stale: None, is_probing: false }
     }
 
     /// Another flight may have landed since the caller looked: `true` if this one is over.
@@ -215,7 +223,9 @@ impl<V: Send + Sync + 'static> Job<V> {
 
     /// The same for the tiers below memory.
     async fn look_below(&mut self, takeoff: &Takeoff) -> bool {
-        if self.request.reading.wants == Wants::New && self.stale.is_some() {
+        // Of what has to be loaded or asked for anyhow, one copy is enough.
+        let is_enough = self.request.reading.wants == Wants::New || self.is_probing;
+        if is_enough && self.stale.is_some() {
             return false;
         }
         match self.find_below().await {
@@ -246,7 +256,12 @@ impl<V: Send + Sync + 'static> Job<V> {
             Wants::New => false,
         };
         let space = &self.request.space;
+        let is_checked = || {
+            !self.is_probing
+                || !read::is_unchecked(space, &found.entry.meta, space.core.clock.tick())
+        };
         is_young_enough
+            && is_checked()
             && space.mode() == Mode::On
             && read::is_recent_enough(&found.entry.meta, &self.request.reading)
     }
@@ -269,6 +284,30 @@ impl<V: Send + Sync + 'static> Job<V> {
         bump(&space.counters.held_back);
         self.fail(takeoff, failure.crash);
         true
+    }
+
+    /// Whether the source still has the version that is at hand, which is the answer then. What
+    /// cannot be learnt in time does not keep anybody from what is fresh otherwise.
+    async fn is_unchanged(
+        &self,
+        takeoff: &Takeoff,
+        probe: Option<Loading<Option<Arc<str>>>>,
+    ) -> bool {
+        let space = &self.request.space;
+        let core = &space.core;
+        let (Some(probe), Some((entry, source))) = (probe, &self.stale) else { return false };
+        let meta = &entry.meta;
+        let is_fresh = core.clock.tick() < meta.times.life().fresh_until;
+        if !is_fresh || self.request.reading.wants == Wants::New {
+            return false;
+        }
+        let limit = space.policy.load_deadline;
+        let verdict = probe::ask(&*core.runtime, limit, probe, meta.version.as_ref()).await;
+        if verdict == Verdict::Changed || verdict == Verdict::Unknown && space.policy.is_strict {
+            return false;
+        }
+        meta.times.set_checked(core.clock.tick());
+        self.land_found(takeoff, entry, source.clone(), None)
     }
 
     /// Runs the loader, stores what it brings, and lands the flight.
@@ -315,7 +354,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             Ok(lease) => lease,
             Err(Answered) => return Attempt::Landed,
         };
-        let Order { loading, state, is_nested } = order;
+        let Order { loading, state, is_nested, .. } = order;
         let work = run(&self.request.space, flights, loading, is_nested);
         match while_held(&lease, work).await {
             Ok((loaded, time)) => {
@@ -525,7 +564,10 @@ impl<V: Send + Sync + 'static> Job<V> {
     /// Remembers that the load failed, so that the next one waits.
     pub(crate) fn note_failure(&self, takeoff: &Takeoff, crash: &Crash) {
         let space = &self.request.space;
-        bump(&space.counters.load_errors);
+        if matches!(crash, Crash::Loader(_) | Crash::Deadline(_) | Crash::Panicked) {
+            bump(&space.counters.load_errors);
+        }
+        // A panic leaves the key usable at once.
         if !matches!(crash, Crash::Loader(_) | Crash::Deadline(_)) {
             return;
         }

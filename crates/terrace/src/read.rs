@@ -64,6 +64,12 @@ pub(crate) fn is_recent_enough(meta: &Meta, reading: &Reading) -> bool {
     reading.at_least.as_ref().is_none_or(|version| meta.source_age().is_at_least(version))
 }
 
+/// Whether the source is to be asked for its version before an entry is served.
+pub(crate) fn is_unchecked(space: &SpaceCore, meta: &Meta, now: Tick) -> bool {
+    let Some(every) = space.policy.check_every else { return false };
+    meta.times.checked().is_none_or(|checked| now.saturating_since(checked) >= every)
+}
+
 /// Whether an entry that is past its end at `now` is not so by more than a read accepts.
 pub(crate) fn is_stale_enough(meta: &Meta, reading: &Reading, now: Tick) -> bool {
     let end = meta.times.life().fresh_until;

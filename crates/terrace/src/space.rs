@@ -28,6 +28,7 @@ use crate::load::Load;
 use crate::loaded::Loaded;
 use crate::many::{self, LoadMany};
 use crate::policy::{Backoff, Policy};
+use crate::probe::{self, Probe};
 use crate::read::{self, Wanted};
 use crate::schema::fingerprint;
 use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
@@ -67,19 +68,19 @@ use crate::write::{self, Insert, Settled};
 /// assert!(airports.get("LSZH").await?.is_none());
 /// # Ok(()) }
 /// ```
-pub struct Space<K: ?Sized, V> {
+pub struct Space<K: ToOwned + ?Sized, V> {
     core: Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
-    key: PhantomData<fn(&K)>,
+    probe: Option<Probe<K>>,
 }
 
-impl<K: ?Sized, V> Clone for Space<K, V> {
+impl<K: ToOwned + ?Sized, V> Clone for Space<K, V> {
     fn clone(&self) -> Self {
-        Self { core: Arc::clone(&self.core), codec: self.codec, key: PhantomData }
+        Self { core: Arc::clone(&self.core), codec: self.codec, probe: self.probe.clone() }
     }
 }
 
-impl<K: ?Sized, V> fmt::Debug for Space<K, V> {
+impl<K: ToOwned + ?Sized, V> fmt::Debug for Space<K, V> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Space").field("name", &self.core.title).finish_non_exhaustive()
     }
@@ -125,7 +126,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
         A: Into<Loaded<V>>,
         E: LoaderFailure,
     {
-        GetOrLoad::new(&self.core, self.codec, key, loader)
+        GetOrLoad::new(&self.core, self.codec, key, loader).probing(self.probe.as_ref())
     }
 
     /// The values under `keys`, in their order, or what `loader` makes of those that are
@@ -376,16 +377,17 @@ pub enum Mode {
 /// [`build_raw`](SpaceBuilder::build_raw) for bytes, or with
 /// [`build_in_memory`](SpaceBuilder::build_in_memory) for anything else.
 #[must_use = "a space is opened by one of the build methods"]
-pub struct SpaceBuilder<K: ?Sized, V> {
+pub struct SpaceBuilder<K: ToOwned + ?Sized, V> {
     core: Arc<Core>,
     name: String,
     policy: Policy,
     codec: Codec,
     schema: Option<u64>,
-    key: PhantomData<fn(&K) -> V>,
+    probe: Option<Probe<K>>,
+    value: PhantomData<fn() -> V>,
 }
 
-impl<K: ?Sized, V> fmt::Debug for SpaceBuilder<K, V> {
+impl<K: ToOwned + ?Sized, V> fmt::Debug for SpaceBuilder<K, V> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("SpaceBuilder")
@@ -395,7 +397,7 @@ impl<K: ?Sized, V> fmt::Debug for SpaceBuilder<K, V> {
     }
 }
 
-impl<K: ?Sized, V> SpaceBuilder<K, V> {
+impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
     pub(crate) fn new(terrace: &Terrace, name: &str) -> Self {
         Self {
             core: Arc::clone(&terrace.core),
@@ -403,7 +405,8 @@ impl<K: ?Sized, V> SpaceBuilder<K, V> {
             policy: terrace.dynamic.policy.clone(),
             codec: Codec::default(),
             schema: None,
-            key: PhantomData,
+            probe: None,
+            value: PhantomData,
         }
     }
 
@@ -532,6 +535,40 @@ impl<K: ?Sized, V> SpaceBuilder<K, V> {
 }
 
 impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
+    /// A cheap question to the source, which version of a key's value it has: asked before a read
+    /// with a loader is answered from the cache, at most once in `every` for each key. If the
+    /// version is not the one that the loader [gave](Loaded::version), the value is loaded anew;
+    /// if there is no answer, it is served.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # use terrace::{Loaded, Memory, Terrace};
+    /// # let terrace = Terrace::builder().memory(Memory::bytes(1 << 20)).build().await?;
+    /// let pages = terrace
+    ///     .space::<str, String>("page")
+    ///     .version_probe(Duration::from_secs(5), |_key| async {
+    ///         Ok::<_, std::io::Error>(Some("v2")) // what a HEAD request says
+    ///     })
+    ///     .build()?;
+    /// let page = pages.get_or_load("/", |_| async {
+    ///     Ok::<_, std::io::Error>(Loaded::value("Hello".to_owned()).version("v2"))
+    /// });
+    /// assert_eq!(*page.await?, "Hello");
+    /// # Ok(()) }
+    /// ```
+    pub fn version_probe<F, Fut, T, E>(mut self, every: Duration, ask: F) -> Self
+    where
+        F: Fn(K::Owned) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Option<T>, E>> + Send + 'static,
+        T: Into<Arc<str>>,
+        E: LoaderFailure,
+    {
+        self.policy.check_every = Some(every);
+        self.probe = Some(probe::probe::<K, _, _, _, _>(ask));
+        self
+    }
+
     /// Opens a space of values that serde knows.
     ///
     /// # Errors
@@ -597,7 +634,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
             value: TypeId::of::<V>(),
         };
         let core = self.core.spaces.open(&self.core, identity, self.policy, self.codec);
-        Ok(Space { core, codec, key: PhantomData })
+        Ok(Space { core, codec, probe: self.probe })
     }
 }
 

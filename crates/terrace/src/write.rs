@@ -594,6 +594,7 @@ pub(crate) fn renew<V>(
 ) -> Fresh<V> {
     let (life, written) = new_life(space, options);
     entry.meta.times.set(life, written);
+    entry.meta.times.set_checked(space.core.clock.tick());
     Fresh { entry: Arc::clone(entry), encoded: None }
 }
 
@@ -664,6 +665,7 @@ fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fr
         bytes: space.weight_of::<V>(size),
         load_time: options.load_time,
     };
+    meta.times.set_checked(space.core.clock.tick());
     Fresh { entry: Arc::new(Entry { value: encoded.value, meta }), encoded: encoded.bytes }
 }
 

@@ -23,6 +23,7 @@ mod keys;
 mod model;
 mod outage;
 mod panic;
+mod probe;
 mod race;
 mod restart;
 mod stampede;
