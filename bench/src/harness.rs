@@ -292,8 +292,9 @@ pub fn race<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> Race<T
                 })
             })
             .collect();
-        gate.wait();
+        // Before anybody starts: they would not wait for this thread to count.
         let before = counting::counts();
+        gate.wait();
         gate.wait();
         let counts = counting::counts() - before;
 
