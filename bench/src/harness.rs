@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 use crate::counting::{self, Counts};
+use crate::goal::Goal;
 use crate::report::Record;
 use crate::statistics::{FEWEST_ROUNDS, estimate, rounded};
 
@@ -114,6 +115,15 @@ pub struct Outcome {
     pub records: Vec<Record>,
     /// How many there were, where that is known.
     pub rounds: Option<usize>,
+}
+
+impl Outcome {
+    /// Adds what the records say about goals of the case.
+    pub fn judge(&mut self, case: &Case<'_>, goals: &[Goal]) {
+        let judged: Vec<_> =
+            goals.iter().filter_map(|goal| goal.judged(case, &self.records)).collect();
+        self.records.extend(judged);
+    }
 }
 
 /// Runs `engines` against each other in one case.
@@ -292,8 +302,9 @@ pub fn race<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> Race<T
                 })
             })
             .collect();
-        gate.wait();
+        // Before anybody starts: they would not wait for this thread to count.
         let before = counting::counts();
+        gate.wait();
         gate.wait();
         let counts = counting::counts() - before;
 

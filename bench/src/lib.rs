@@ -4,6 +4,7 @@
 
 pub mod counting;
 pub mod engines;
+pub mod goal;
 pub mod harness;
 pub mod kind;
 pub mod load;

@@ -141,12 +141,31 @@ pub fn id_of(key: &str) -> u64 {
 pub struct Source {
     loads: AtomicU64,
     delay: Duration,
+    is_down: bool,
 }
+
+/// The source could not be asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Down;
+
+impl std::fmt::Display for Down {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("the source is down")
+    }
+}
+
+impl std::error::Error for Down {}
 
 impl Source {
     #[must_use]
     pub const fn new(delay: Duration) -> Self {
-        Self { loads: AtomicU64::new(0), delay }
+        Self { loads: AtomicU64::new(0), delay, is_down: false }
+    }
+
+    /// One that fails, after as long as it would take to succeed.
+    #[must_use]
+    pub const fn down(delay: Duration) -> Self {
+        Self { is_down: true, ..Self::new(delay) }
     }
 
     #[must_use]
@@ -165,6 +184,13 @@ impl Source {
             tokio::time::sleep(self.delay).await;
         }
         User::of(key)
+    }
+
+    /// # Errors
+    /// It is down.
+    pub async fn try_load(&self, key: &str) -> Result<User, Down> {
+        let user = self.load(key).await;
+        if self.is_down { Err(Down) } else { Ok(user) }
     }
 }
 

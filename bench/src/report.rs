@@ -42,6 +42,22 @@ pub enum Record {
         low: f64,
         high: f64,
     },
+    /// Whether something that Terrace is to reach is reached.
+    Goal {
+        suite: String,
+        case: String,
+        engine: String,
+        /// Whom a ratio is against.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        against: Option<String>,
+        metric: String,
+        /// What it is about: a ratio, which is to be this or more, or a metric, this or less.
+        of: String,
+        wanted: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<f64>,
+        verdict: String,
+    },
     /// An engine that could not run.
     Skipped {
         suite: String,
@@ -96,9 +112,10 @@ impl Record {
     #[must_use]
     pub fn case(&self) -> &str {
         match self {
-            Self::Value { case, .. } | Self::Ratio { case, .. } | Self::Skipped { case, .. } => {
-                case
-            }
+            Self::Value { case, .. }
+            | Self::Ratio { case, .. }
+            | Self::Goal { case, .. }
+            | Self::Skipped { case, .. } => case,
         }
     }
 }
@@ -203,6 +220,17 @@ fn shown(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+/// A goal in words; nothing if it is none.
+fn goal(record: &Record) -> Option<String> {
+    let Record::Goal { against, of, wanted, value, verdict, .. } = record else { return None };
+    let wanted = match against {
+        Some(against) => format!("{} or more against {against}", shown(*wanted)),
+        None => format!("{of} {} or less", shown(*wanted)),
+    };
+    let found = value.map_or_else(|| "nothing".to_owned(), shown);
+    Some(format!("{wanted}: {found}, {verdict}"))
+}
+
 /// A metric with its unit, unless one says the other.
 fn titled(metric: &str, unit: &str) -> String {
     if metric.contains(unit) || unit.to_lowercase().contains(metric) {
@@ -225,6 +253,7 @@ fn distinct<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goal::Goal;
     use crate::harness::Better;
 
     const CASE: Case<'_> = Case { suite: "memory", name: "hit", metrics: &[] };
@@ -235,12 +264,18 @@ mod tests {
         let value = Record::value(&CASE, "quick_cache", "0.7.0", MOPS, 33.1);
         let ratio = Record::ratio(&CASE, "moka", Estimate { median: 1.62, low: 1.55, high: 1.7 });
         let skipped = Record::skipped(&CASE, "moka", "0.12", &anyhow::anyhow!("no room"));
+        let twice = Goal::Ratio { against: "moka", at_least: 2.0 };
+        let goal = twice.judged(&CASE, std::slice::from_ref(&ratio)).unwrap();
+        let one = Goal::Value { metric: "mops", at_most: 1.0 };
+        let ours = one.judged(&CASE, &[]).unwrap();
         let expected = [
             r#"{"suite":"memory","case":"hit","engine":"quick_cache","version":"0.7.0","metric":"mops","value":33.1,"unit":"Mops/s"}"#,
             r#"{"suite":"memory","case":"hit","engine":"terrace","against":"moka","metric":"ratio","value":1.62,"low":1.55,"high":1.7}"#,
             r#"{"suite":"memory","case":"hit","engine":"moka","version":"0.12","metric":"skipped","reason":"no room"}"#,
+            r#"{"suite":"memory","case":"hit","engine":"terrace","against":"moka","metric":"goal","of":"ratio","wanted":2.0,"value":1.62,"verdict":"MISSED"}"#,
+            r#"{"suite":"memory","case":"hit","engine":"terrace","metric":"goal","of":"mops","wanted":1.0,"verdict":"MISSED"}"#,
         ];
-        for (record, expected) in [value, ratio, skipped].into_iter().zip(expected) {
+        for (record, expected) in [value, ratio, skipped, goal, ours].into_iter().zip(expected) {
             let line = serde_json::to_string(&record).unwrap();
             assert_eq!(line, expected);
             assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use anyhow::Result;
 use foyer_memory::{Cache, CacheBuilder, LfuConfig, LruConfig, S3FifoConfig};
 
-use super::{Loading, Memory, Weighed};
+use super::{Loading, Memory, Sharing, Weighed};
 use crate::kind::{Kind, Sizes};
 use crate::load::{Source, User};
 use crate::versions;
@@ -95,5 +95,15 @@ impl Loading for FoyerLoading {
             async move { Ok::<_, Infallible>(source.load(&key).await) }
         };
         Ok(self.0.get_or_fetch(key, load).await?.value().id)
+    }
+}
+
+impl Sharing for FoyerLoading {
+    async fn try_load(&self, key: &str, source: &'static Source) -> Option<u64> {
+        let load = || {
+            let key = key.to_owned();
+            async move { source.try_load(&key).await }
+        };
+        Some(self.0.get_or_fetch(key, load).await.ok()?.value().id)
     }
 }

@@ -1,6 +1,9 @@
 //! Who takes part, one engine a file, and what a suite asks of an engine.
 
+pub mod amalgam;
 pub mod bare_sqlite;
+pub mod cached;
+pub mod cachet;
 pub mod foyer;
 pub mod mini_moka;
 pub mod moka;
@@ -68,7 +71,7 @@ pub trait Expiring: Memory<Kind = Integers> {
     fn sweep(&self) {}
 }
 
-/// An asynchronous cache that loads what is missing, once for all who wait.
+/// An asynchronous cache that loads what is missing.
 pub trait Loading: Clone + Send + Sync + Sized + 'static {
     const NAME: &'static str;
 
@@ -90,6 +93,16 @@ pub trait Loading: Clone + Send + Sync + Sized + 'static {
     fn close(self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
+}
+
+/// One that loads once for all who wait.
+pub trait Sharing: Loading {
+    /// [`get_or_load`](Loading::get_or_load) from a source that may be down; nothing if it is.
+    fn try_load(
+        &self,
+        key: &str,
+        source: &'static Source,
+    ) -> impl Future<Output = Option<u64>> + Send;
 }
 
 /// Values on disk.

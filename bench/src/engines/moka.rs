@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use moka::sync::Cache;
 
-use super::{Expiring, Loading, Memory, Weighed};
+use super::{Expiring, Loading, Memory, Sharing, Weighed};
 use crate::kind::{Integers, Kind, Sizes};
 use crate::load::{Source, User};
 use crate::versions;
@@ -89,5 +89,12 @@ impl Loading for MokaLoading {
     #[inline]
     async fn get_or_load(&self, key: &str, source: &'static Source) -> Result<u64> {
         Ok(self.0.get_with_by_ref(key, async { Arc::new(source.load(key).await) }).await.id)
+    }
+}
+
+impl Sharing for MokaLoading {
+    async fn try_load(&self, key: &str, source: &'static Source) -> Option<u64> {
+        let load = async { source.try_load(key).await.map(Arc::new) };
+        Some(self.0.try_get_with_by_ref(key, load).await.ok()?.id)
     }
 }

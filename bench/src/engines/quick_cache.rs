@@ -7,7 +7,7 @@ use anyhow::Result;
 use quick_cache::sync::Cache;
 use quick_cache::{UnitWeighter, Weighter};
 
-use super::{Loading, Memory, Weighed};
+use super::{Loading, Memory, Sharing, Weighed};
 use crate::kind::{Kind, Sizes};
 use crate::load::{Source, User};
 use crate::versions;
@@ -96,5 +96,12 @@ impl Loading for QuickCacheLoading {
     async fn get_or_load(&self, key: &str, source: &'static Source) -> Result<u64> {
         let load = async { Ok::<_, Infallible>(Arc::new(source.load(key).await)) };
         Ok(self.0.get_or_insert_async(key, load).await?.id)
+    }
+}
+
+impl Sharing for QuickCacheLoading {
+    async fn try_load(&self, key: &str, source: &'static Source) -> Option<u64> {
+        let load = async { source.try_load(key).await.map(Arc::new) };
+        Some(self.0.get_or_insert_async(key, load).await.ok()?.id)
     }
 }

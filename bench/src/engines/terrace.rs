@@ -9,7 +9,7 @@ use bytes::Bytes;
 use terrace::{Disk as DiskTier, Memory as MemoryTier, Space, Terrace};
 use terrace_memory::{Attributes, Memory as Engine, Tick};
 
-use super::{Disk, Expiring, Loading, Memory, Weighed};
+use super::{Disk, Expiring, Loading, Memory, Sharing, Weighed};
 use crate::harness::{OURS, OURS_IN_FULL};
 use crate::kind::{Integers, Kind, Sizes};
 use crate::load::{Source, User};
@@ -209,6 +209,14 @@ impl Loading for TerraceLoading {
 
     async fn close(self) {
         self.cache.close().await;
+    }
+}
+
+impl Sharing for TerraceLoading {
+    async fn try_load(&self, key: &str, source: &'static Source) -> Option<u64> {
+        let load =
+            self.users.get_or_load(key, |load| async move { source.try_load(&load.key).await });
+        Some(load.await.ok()?.id)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::{POINTS, Record, Verdict, distinct, neither, shown, titled};
+use super::{POINTS, Record, Verdict, distinct, goal, neither, shown, titled};
 use crate::harness::OURS;
 
 /// Where labels end and plots begin, how wide plots are, and how high a row is.
@@ -46,6 +46,9 @@ pub(super) fn page(title: &str, records: &[Record]) -> String {
         }
         ratios(&mut page, &of_case);
         for record in of_case {
+            if let Some(goal) = goal(record) {
+                let _ = writeln!(page, "<p class=\"goal\">Goal: {}</p>", escaped(&goal));
+            }
             if let Record::Skipped { engine, reason, .. } = record {
                 let (engine, reason) = (escaped(engine), escaped(reason));
                 let _ = writeln!(page, "<p class=\"skipped\">{engine} was skipped: {reason}</p>");

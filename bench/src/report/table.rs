@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{POINTS, Record, Verdict, distinct, shown, titled};
+use super::{POINTS, Record, Verdict, distinct, goal, shown, titled};
+use crate::goal::MET;
 use crate::harness::Outcome;
 
 /// A case: who measured what, and how ours compares.
@@ -12,10 +13,11 @@ pub(super) fn case(name: &str, outcome: &Outcome) -> String {
         Record::Value { metric, .. } => Some(metric.as_str()),
         _ => None,
     }));
-    let engines = distinct(records.iter().map(|record| match record {
-        Record::Value { engine, .. } | Record::Skipped { engine, .. } => engine.as_str(),
+    let engines = distinct(records.iter().filter_map(|record| match record {
+        Record::Value { engine, .. } | Record::Skipped { engine, .. } => Some(engine.as_str()),
         // Most are above; others are what ours did in another case.
-        Record::Ratio { against, .. } => against.as_str(),
+        Record::Ratio { against, .. } => Some(against.as_str()),
+        Record::Goal { .. } => None,
     }));
 
     let mut rows = vec![vec!["engine".to_owned(), "version".to_owned()]];
@@ -28,7 +30,9 @@ pub(super) fn case(name: &str, outcome: &Outcome) -> String {
     rows.extend(engines.iter().map(|engine| row(engine, &metrics, records)));
 
     let rounds = outcome.rounds.map_or(String::new(), |rounds| format!(", {rounds} rounds"));
-    format!("{name}{rounds}\n{}", aligned(&rows, 2 + metrics.len()))
+    let goals: String =
+        records.iter().filter_map(goal).map(|goal| format!("  goal: {goal}\n")).collect();
+    format!("{name}{rounds}\n{}{goals}", aligned(&rows, 2 + metrics.len()))
 }
 
 fn heading(metric: &str, records: &[Record]) -> String {
@@ -70,7 +74,7 @@ fn row(name: &str, metrics: &[&str], records: &[Record]) -> Vec<String> {
 /// What is won, what is lost, and what this run cannot tell.
 pub(super) fn summary(records: &[Record]) -> String {
     let mut lists = [Verdict::Ahead, Verdict::Level, Verdict::Behind].map(|of| (of, Vec::new()));
-    let mut skipped = Vec::new();
+    let (mut skipped, mut unmet, mut goals) = (Vec::new(), Vec::new(), 0);
     for record in records {
         match record {
             Record::Ratio { case, against, metric, value, low, high, .. } => {
@@ -82,19 +86,29 @@ pub(super) fn summary(records: &[Record]) -> String {
                 }
             }
             Record::Skipped { case, engine, .. } => skipped.push(format!("  {case}: {engine}")),
+            Record::Goal { case, verdict, .. } => {
+                goals += 1;
+                if verdict != MET {
+                    unmet.extend(goal(record).map(|goal| format!("  {case}: {goal}")));
+                }
+            }
             Record::Value { .. } => {}
         }
     }
     let [(_, ahead), (_, level), (_, behind)] = lists;
     let all = ahead.len() + level.len() + behind.len();
     let mut text = format!("Of {all} comparisons, terrace is ahead in {}.\n", ahead.len());
+    if goals > 0 {
+        // Writing to a text cannot fail, here and below.
+        let _ = writeln!(text, "Of {goals} goals, {} are met.", goals - unmet.len());
+    }
     for (title, list) in [
         ("Behind", behind),
         ("Level: the interval holds what is neither, so this run does not tell", level),
+        ("Goals that are not met", unmet),
         ("Skipped", skipped),
     ] {
         if !list.is_empty() {
-            // Writing to a text cannot fail.
             let _ = writeln!(text, "{title}:\n{}", list.join("\n"));
         }
     }

@@ -87,7 +87,7 @@ pub const SUITES: &[Suite] = &[
     },
     Suite {
         name: hit_path::SUITE,
-        about: "a read with a loader that finds its value in memory",
+        about: "a read with a loader that finds its value in memory, and one that has to load",
         cases: hit_path::CASES,
         run: hit_path::run,
     },
