@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use crate::clock::Tick;
 use crate::codec::ValueCodec;
 use crate::entry::{Cached, Entry, Meta, Source, Times, typed};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
@@ -654,8 +653,8 @@ pub(crate) fn hit<V: Send + Sync + 'static>(
         return Hit::Nothing;
     }
     let clock = &space.core.clock;
-    let started = clock.elapsed();
-    let now = Tick::from_millis(crate::clock::millis(started));
+    let started = is_sampled().then(|| clock.elapsed());
+    let now = clock.tick();
     let known = read::from_memory(space, key, now);
     let hit = match known {
         Some(Known::Entry(Found { entry, freshness })) => match freshness {
@@ -674,7 +673,7 @@ pub(crate) fn hit<V: Send + Sync + 'static>(
     } else {
         counters.hits.bump();
     }
-    if is_sampled() {
+    if let Some(started) = started {
         counters.read_time.add(clock.elapsed().saturating_sub(started));
     }
     let must_load =

@@ -157,11 +157,19 @@ tuple_keys!(A.0, B.1);
 tuple_keys!(A.0, B.1, C.2);
 tuple_keys!(A.0, B.1, C.2, D.3);
 
-/// A key as the memory tier and the flights hold it: a space's number and bytes.
+/// A key as the memory tier and the flights hold it: a space's number and bytes. Short ones lie
+/// beside the value that is read: looking up does not have to fetch them from elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryKey {
     pub(crate) space: u32,
-    pub(crate) bytes: Box<[u8]>,
+    pub(crate) bytes: SmallVec<[u8; 16]>,
+}
+
+impl MemoryKey {
+    /// Bytes that it takes beside itself.
+    pub(crate) fn spilled(&self) -> usize {
+        if self.bytes.spilled() { self.bytes.capacity() } else { 0 }
+    }
 }
 
 /// A [`MemoryKey`] that borrows: looking up allocates nothing.
@@ -173,7 +181,7 @@ pub(crate) struct KeyRef<'a> {
 
 impl KeyRef<'_> {
     pub(crate) fn to_memory_key(self) -> MemoryKey {
-        MemoryKey { space: self.space, bytes: self.bytes.into() }
+        MemoryKey { space: self.space, bytes: SmallVec::from_slice(self.bytes) }
     }
 }
 

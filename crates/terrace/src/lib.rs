@@ -93,3 +93,8 @@ pub use write::{Insert, Settled};
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// The examples of docs/loading.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/loading.md")]
+struct Loading;

@@ -834,7 +834,7 @@ impl Spaces {
     /// The keys under which memory holds `bytes` of a space of this name.
     pub(crate) fn keys_in(&self, name: &str, bytes: &[u8]) -> Vec<MemoryKey> {
         let numbers = self.numbers(name).into_iter();
-        numbers.map(|space| MemoryKey { space, bytes: bytes.into() }).collect()
+        numbers.map(|space| KeyRef { space, bytes }.to_memory_key()).collect()
     }
 
     /// The keys under which stores hold what `name` says of a key.

@@ -225,7 +225,7 @@ pub(crate) fn bump(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Stripes of a counter; threads beyond that share one.
+/// Stripes of a counter: each of the first threads has one to itself, all others share the last.
 const STRIPES: usize = 8;
 
 /// A counter that threads on a hit do not fight for.
@@ -240,8 +240,13 @@ struct Stripe(AtomicU64);
 
 impl Counter {
     pub(crate) fn bump(&self) {
-        if let Some(stripe) = self.stripes.get(own_stripe()) {
-            bump(&stripe.0);
+        let own = own_stripe();
+        let Some(Stripe(count)) = self.stripes.get(own) else { return };
+        if own == STRIPES - 1 {
+            bump(count);
+        } else {
+            // Nobody else writes here: no need to keep the line while it is counted up.
+            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
     }
 
@@ -253,9 +258,10 @@ impl Counter {
 fn own_stripe() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
+        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed).min(STRIPES - 1);
     }
-    OWN.try_with(|own| *own).unwrap_or(0)
+    // A thread that ends has no number of its own any more.
+    OWN.try_with(|own| *own).unwrap_or(STRIPES - 1)
 }
 
 /// Whether this operation of the thread is the one of 64 that is timed.
