@@ -7,6 +7,7 @@
 //! | what your service does when a store fails, hangs, lags or lies | [`ChaosStore`] |
 //! | a store or an authority of your own | [`conformance`] |
 //! | what many tasks may see of keys that change | [`history`] |
+//! | callers that are dropped half-way | [`sweep`] |
 //!
 //! Nothing here sleeps, and nothing is random without a seed: a test that fails
 //! fails again.
@@ -51,6 +52,7 @@ pub mod conformance;
 pub mod history;
 mod map;
 mod random;
+pub mod sweep;
 
 pub use chaos::{Calls, ChaosStore, Damage, Fault, Gate, Verb};
 pub use clock::{ManualClock, START};
