@@ -8,6 +8,7 @@
 //! | a store or an authority of your own | [`conformance`] |
 //! | what many tasks may see of keys that change | [`history`] |
 //! | callers that are dropped half-way | [`sweep`] |
+//! | what has to hold after every test | [`Oracle`] |
 //!
 //! Nothing here sleeps, and nothing is random without a seed: a test that fails
 //! fails again.
@@ -51,6 +52,7 @@ mod clock;
 pub mod conformance;
 pub mod history;
 mod map;
+pub mod oracle;
 mod random;
 pub mod sweep;
 
@@ -58,3 +60,4 @@ pub use chaos::{Calls, ChaosStore, Damage, Fault, Gate, Verb};
 pub use clock::{ManualClock, START};
 pub use history::History;
 pub use map::MapStore;
+pub use oracle::Oracle;
