@@ -19,6 +19,7 @@ mod damaged;
 mod disk;
 mod errors;
 mod golden_frame;
+mod history;
 mod keys;
 mod model;
 mod outage;
