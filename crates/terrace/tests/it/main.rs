@@ -22,6 +22,7 @@ mod golden_frame;
 mod history;
 mod keys;
 mod model;
+mod not_found;
 mod outage;
 mod panic;
 mod race;
