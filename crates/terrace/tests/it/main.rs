@@ -27,6 +27,7 @@ mod outage;
 mod panic;
 mod race;
 mod restart;
+mod skew;
 mod stampede;
 mod supersede;
 mod support;
