@@ -32,6 +32,8 @@ struct Stage {
     next: AtomicU64,
     /// Keys that memory was asked for.
     asked: AtomicU64,
+    /// Calls that ended.
+    ended: AtomicU64,
     _directory: TempDir,
 }
 
@@ -50,6 +52,7 @@ impl Stage {
             history: History::new().keeps_everything(),
             next: AtomicU64::new(1),
             asked: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             _directory: directory,
         })
     }
@@ -58,10 +61,10 @@ impl Stage {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Half of the calls are for one key of two hundred.
+    /// Half of the calls are for one key of a thousand.
     fn pick(&self, random: &mut fastrand::Rng) -> u64 {
         let keys = self.source.len();
-        let picked = if random.bool() { keys.div_ceil(200) } else { keys };
+        let picked = if random.bool() { keys.div_ceil(1_000) } else { keys };
         random.usize(..picked) as u64
     }
 
@@ -90,6 +93,7 @@ impl Stage {
             }
             _ => self.invalidate(key).await,
         }
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn get(&self, key: u64) {
@@ -111,20 +115,30 @@ impl Stage {
     async fn get_or_load(self: &Arc<Self>, key: u64, random: &mut fastrand::Rng) {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let lies = self.lies > 0 && random.u64(..self.lies) == 0;
-        let steps = random.u8(..4);
+        // Now and then so long that others change the key and read it again meanwhile.
+        let calls = if random.u8(..50) == 0 { 2 * TASKS as u64 } else { random.u64(..4) };
         let stage = Arc::clone(self);
         let look = self.history.reads(key);
         let load = |_| async move {
             let version = stage.source[key as usize][usize::from(lies)].load(Ordering::SeqCst);
-            for _ in 0..steps {
-                tokio::task::yield_now().await;
-            }
+            stage.let_calls_end(calls).await;
             if version == 0 { Err(Refused(key)) } else { Ok((key, version)) }
         };
         match self.space.get_or_load(&key, load).tags([tag(key)]).await {
             Ok(found) => look.saw(seen(key, Some(&found))),
             Err(LoadError::Loader(_)) => look.saw(Seen::NotFound),
             Err(error) => panic!("{key}: {error}"),
+        }
+    }
+
+    /// Waits until so many more calls have ended, unless all of them wait like this.
+    async fn let_calls_end(&self, calls: u64) {
+        let target = self.ended.load(Ordering::Relaxed) + calls;
+        for _ in 0..2_000 {
+            if self.ended.load(Ordering::Relaxed) >= target {
+                break;
+            }
+            tokio::task::yield_now().await;
         }
     }
 

@@ -8,7 +8,7 @@ use terrace_test::History;
 use terrace_test::history::Seen;
 use tokio::task::JoinSet;
 
-use crate::support::{Bed, Everywhere as _, Layout, Refused, count, ends};
+use crate::support::{Bed, Everywhere as _, Layout, Refused, count, ends, let_others_run};
 
 /// How a loader says that there is nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,17 @@ enum Nothing {
 struct Ids {
     space: Space<u64, Option<u64>>,
     source: Vec<AtomicU64>,
+    invalidated: Vec<AtomicBool>,
     nothing: Nothing,
     history: History<u64>,
 }
 
+/// How to look with a loader that does not wait.
+const LOAD: u64 = 3;
+
 impl Ids {
+    /// Looks at an id in one of several ways. Some that load are slow: what they saw
+    /// before the id turned up they tell afterwards.
     async fn look(self: &Arc<Self>, id: u64, way: u64) -> Seen {
         let look = self.history.reads(id);
         let found = match way % 4 {
@@ -35,9 +41,15 @@ impl Ids {
             2 => self.space.read(&id, |found| *found),
             _ => {
                 let ids = Arc::clone(self);
+                let is_slow = way > LOAD && id % 2 == 1;
                 let load = |_| async move {
                     let version = ids.source[id as usize].load(Ordering::SeqCst);
-                    tokio::task::yield_now().await;
+                    if is_slow {
+                        while !ids.invalidated[id as usize].load(Ordering::SeqCst) {
+                            tokio::task::yield_now().await;
+                        }
+                        let_others_run().await;
+                    }
                     match (version, ids.nothing) {
                         (0, Nothing::Error) => Err(Refused(id)),
                         (0, Nothing::Value) => Ok(None),
@@ -58,7 +70,7 @@ impl Ids {
 
     /// A missing id is read, inserted into the source and invalidated, while others read.
     async fn turns_up(self: Arc<Self>, id: u64) {
-        assert_eq!(self.look(id, 3).await, Seen::NotFound);
+        assert_eq!(self.look(id, LOAD).await, Seen::NotFound);
         let is_over = Arc::new(AtomicBool::new(false));
         let mut readers = JoinSet::new();
         for reader in 0..3 {
@@ -83,7 +95,8 @@ impl Ids {
         let invalidation = self.history.invalidates(id);
         self.space.invalidate(&id).await.everywhere();
         invalidation.ended();
-        assert_eq!(self.look(id, 3).await, Seen::Version(id + 1));
+        self.invalidated[id as usize].store(true, Ordering::SeqCst);
+        assert_eq!(self.look(id, LOAD).await, Seen::Version(id + 1));
         is_over.store(true, Ordering::SeqCst);
         ends("readers", readers.join_all()).await;
     }
@@ -98,6 +111,7 @@ async fn every_id_turns_up(nothing: Nothing) {
         let ids = Arc::new(Ids {
             space: bed.space("space").forever().build().unwrap(),
             source: (0..=count).map(|_| AtomicU64::new(0)).collect(),
+            invalidated: (0..=count).map(|_| AtomicBool::new(false)).collect(),
             nothing,
             history: History::new(),
         });
@@ -114,7 +128,7 @@ async fn every_id_turns_up(nothing: Nothing) {
         // Nothing that was stored late comes up from below.
         for tier in ["memory", "none"] {
             for id in 0..count as u64 {
-                assert_eq!(ids.look(id, 3).await, Seen::Version(id + 1), "{layout:?} {tier}");
+                assert_eq!(ids.look(id, LOAD).await, Seen::Version(id + 1), "{layout:?} {tier}");
             }
             if layout.has_memory() {
                 bed.clear_tier("memory").await.unwrap();
