@@ -7,7 +7,7 @@ use std::task::Poll;
 use terrace::clock::{Clock as _, SystemClock};
 use terrace::{Disk, Error, LoadError, Memory, Space, Terrace, Tier};
 use terrace_test::sweep::{self, Cut, poll_and_drop};
-use terrace_test::{Calls, ChaosStore, Verb};
+use terrace_test::{Calls, ChaosStore, Oracle, Verb};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -362,5 +362,6 @@ async fn a_runtime_that_ends_leaves_no_caller_waiting() {
 
 /// Closing waits for what is under way, and finds nothing that never ends.
 async fn nothing_is_left(bed: &Bed) {
+    Oracle::new().check(bed).await.unwrap();
     assert!(ends("closing", bed.close()).await, "something was still under way");
 }
