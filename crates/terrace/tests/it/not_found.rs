@@ -126,9 +126,9 @@ async fn every_id_turns_up(nothing: Nothing) {
         }
         tasks.join_all().await;
         // Nothing that was stored late comes up from below.
-        for tier in ["memory", "none"] {
+        for when in ["in the end", "from below memory"] {
             for id in 0..count as u64 {
-                assert_eq!(ids.look(id, LOAD).await, Seen::Version(id + 1), "{layout:?} {tier}");
+                assert_eq!(ids.look(id, LOAD).await, Seen::Version(id + 1), "{layout:?}, {when}");
             }
             if layout.has_memory() {
                 bed.clear_tier("memory").await.unwrap();
