@@ -60,7 +60,8 @@ impl ManualClock {
         self.now.lock().wall = since_epoch(wall);
     }
 
-    /// Moves the time of day alone forward.
+    /// Moves the time of day alone forward: somebody set it, or the machine slept, and its
+    /// elapsed time stood still.
     pub fn jump_wall_forward(&self, by: Duration) {
         let mut now = self.now.lock();
         now.wall = now.wall.saturating_add(by);

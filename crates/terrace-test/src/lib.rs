@@ -6,6 +6,9 @@
 //! | what lies below memory, and how often it is asked | [`MapStore`] |
 //! | what your service does when a store fails, hangs, lags or lies | [`ChaosStore`] |
 //! | a store or an authority of your own | [`conformance`] |
+//! | what many tasks may see of keys that change | [`history`] |
+//! | callers that are dropped half-way | [`sweep`] |
+//! | what has to hold after every test | [`Oracle`] |
 //!
 //! Nothing here sleeps, and nothing is random without a seed: a test that fails
 //! fails again.
@@ -47,9 +50,14 @@
 mod chaos;
 mod clock;
 pub mod conformance;
+pub mod history;
 mod map;
+pub mod oracle;
 mod random;
+pub mod sweep;
 
 pub use chaos::{Calls, ChaosStore, Damage, Fault, Gate, Verb};
 pub use clock::{ManualClock, START};
+pub use history::History;
 pub use map::MapStore;
+pub use oracle::Oracle;

@@ -386,6 +386,8 @@ impl Core {
 
     /// Frees what has expired, notes sizes, and follows the ledger if others write it.
     pub(crate) fn start_housekeeping(self: &Arc<Self>) {
+        // From here on the time of day does not go back.
+        self.wall();
         if self.authority.scope() > Scope::Process {
             self.repeat(FOLLOWING, |core| {
                 Box::pin(async move {

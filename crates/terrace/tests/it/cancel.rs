@@ -6,13 +6,14 @@ use std::task::Poll;
 
 use terrace::clock::{Clock as _, SystemClock};
 use terrace::{Disk, Error, LoadError, Memory, Space, Terrace, Tier};
-use terrace_test::{Calls, ChaosStore, Verb};
+use terrace_test::sweep::{self, Cut, poll_and_drop};
+use terrace_test::{Calls, ChaosStore, Oracle, Verb};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::support::{
     Bed, Everywhere as _, Layout, Refused, count, ends, eventually, let_others_run, limit, ms,
-    poll_and_drop, poll_once,
+    poll_once,
 };
 
 /// A loader that says how often it began and ended, and waits to be let go.
@@ -105,36 +106,29 @@ async fn s9_every_kind_of_call_may_be_dropped_at_any_of_its_polls() {
             let inserted = ends(what, space.insert_if_absent("key", 4)).await;
             assert!(inserted.unwrap(), "{layout:?}: {what}");
         };
-        // Each kind of call, with ever more polls, until it comes through.
-        let mut polls = [0; 8];
-        for (kind, polls) in polls.iter_mut().enumerate() {
-            loop {
+        let mut rounds = [0; 8];
+        for (kind, rounds) in rounds.iter_mut().enumerate() {
+            *rounds = sweep::every_poll(async |cut: &Cut| {
                 ends("insert", async { space.insert("key", 1).await }).await.everywhere();
                 if kind == 3 {
                     space.remove("key").await.unwrap();
                 }
-                let came_through = match kind {
-                    0 => poll_and_drop(*polls, async { space.insert("key", 2).await.unwrap() })
-                        .await
-                        .is_some(),
-                    1 => poll_and_drop(*polls, space.remove("key")).await.is_some(),
-                    2 => poll_and_drop(*polls, space.expire("key", ms(60_000))).await.is_some(),
-                    3 => poll_and_drop(*polls, space.insert_if_absent("key", 2)).await.is_some(),
-                    4 => poll_and_drop(*polls, space.get("key")).await.is_some(),
-                    5 => poll_and_drop(*polls, bed.clear()).await.is_some(),
-                    6 => poll_and_drop(*polls, space.get_many(["key", "other"])).await.is_some(),
-                    _ => poll_and_drop(*polls, space.clear()).await.is_some(),
-                };
-                is_old_or_new(&format!("call {kind} dropped after {polls} polls")).await;
-                if came_through {
-                    break;
+                match kind {
+                    0 => drop(cut.at(async { space.insert("key", 2).await.unwrap() }).await),
+                    1 => drop(cut.at(space.remove("key")).await),
+                    2 => drop(cut.at(space.expire("key", ms(60_000))).await),
+                    3 => drop(cut.at(space.insert_if_absent("key", 2)).await),
+                    4 => drop(cut.at(space.get("key")).await),
+                    5 => drop(cut.at(bed.clear()).await),
+                    6 => drop(cut.at(space.get_many(["key", "other"])).await),
+                    _ => drop(cut.at(space.clear()).await),
                 }
-                *polls += 1;
-                assert!(*polls < 1_000, "{layout:?}: call {kind} never ends");
-            }
+                is_old_or_new(&format!("call {kind} dropped after {} polls", cut.polls())).await;
+            })
+            .await;
         }
         if layout == Layout::MemoryAndDisk {
-            assert!(polls[0] > 2, "a write to disk is more than one step: {polls:?}");
+            assert!(rounds[0] > 3, "a write to disk is more than one step: {rounds:?}");
         }
         nothing_is_left(&bed).await;
     }
@@ -368,5 +362,6 @@ async fn a_runtime_that_ends_leaves_no_caller_waiting() {
 
 /// Closing waits for what is under way, and finds nothing that never ends.
 async fn nothing_is_left(bed: &Bed) {
+    Oracle::new().check(bed).await.unwrap();
     assert!(ends("closing", bed.close()).await, "something was still under way");
 }

@@ -58,27 +58,6 @@ pub(crate) fn random(what: &str) -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
-/// `work`, given up after its `polls`-th poll.
-///
-/// It is polled when it asks to be, so that each number of polls is another point in
-/// its life at which its caller leaves. `None`: it was given up.
-pub(crate) async fn poll_and_drop<T>(polls: usize, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = Box::pin(work);
-    let mut left = polls;
-    std::future::poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match work.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
-
 /// One poll, by a caller that goes on to other things.
 pub(crate) async fn poll_once<F: Future + ?Sized>(mut work: Pin<&mut F>) -> Poll<F::Output> {
     std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await
