@@ -13,7 +13,7 @@ use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
 use crate::guard::within;
-use crate::key::{KeyRef, MemoryKey, key_name, split_key_name};
+use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
 use crate::pending::Pending;
@@ -113,13 +113,14 @@ impl Core {
     }
 
     /// Whether an entry in memory still stands.
+    #[inline]
     pub(crate) fn standing_in_memory(
         &self,
         space: &SpaceCore,
         key: KeyRef<'_>,
         meta: &Meta,
     ) -> Standing {
-        if !meta.is_hashed {
+        if is_never_hashed(key.bytes) || !meta.is_hashed {
             return self.mirror.standing(meta.stamp, &space.name, &meta.tags, || {
                 key_name(&space.name, key.bytes)
             });

@@ -148,21 +148,24 @@ impl<V: PartialEq> PartialEq<V> for Cached<V> {
     }
 }
 
+/// What every hit looks at comes first, beside the count of references.
+#[repr(C)]
 pub(crate) struct Entry<V> {
-    pub(crate) value: V,
     pub(crate) meta: Meta,
+    pub(crate) value: V,
 }
 
 /// What is known about a value.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Meta {
-    pub(crate) times: Times,
     pub(crate) stamp: Stamp,
+    pub(crate) times: Times,
+    /// The name in the ledger is a hash: lines cannot find this entry by its key.
+    pub(crate) is_hashed: bool,
     pub(crate) tags: Arc<[Arc<str>]>,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
-    /// The name in the ledger is a hash: lines cannot find this entry by its key.
-    pub(crate) is_hashed: bool,
     /// What the value weighs in memory, the key not included.
     pub(crate) bytes: u64,
     /// How long its load took; zero if it was not loaded here.
@@ -182,6 +185,7 @@ pub(crate) struct Absent;
 /// When an entry ends: here, and as it is written down. The only thing about an
 /// entry that ever changes.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Times {
     aging_from: AtomicU64,
     fresh_until: AtomicU64,

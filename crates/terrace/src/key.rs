@@ -358,8 +358,14 @@ pub(crate) fn split_key_name(name: &str) -> Option<(&str, Option<Vec<u8>>)> {
 
 /// Whether a key is so long that its hash takes its place.
 pub(crate) fn is_hashed(key: &[u8]) -> bool {
-    key.len() > LONGEST_KEY_TEXT
-        || key.iter().map(|&byte| if plain(byte) { 1 } else { 3 }).sum::<usize>() > LONGEST_KEY_TEXT
+    !is_never_hashed(key)
+        && key.iter().map(|&byte| if plain(byte) { 1 } else { 3 }).sum::<usize>() > LONGEST_KEY_TEXT
+}
+
+/// Whether a key is so short that it is not hashed whatever its bytes.
+#[inline]
+pub(crate) fn is_never_hashed(key: &[u8]) -> bool {
+    key.len() <= LONGEST_KEY_TEXT / 3
 }
 
 fn push_key(text: &mut String, key: &[u8]) {

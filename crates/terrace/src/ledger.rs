@@ -105,6 +105,7 @@ impl Mirror {
     /// comparisons, because lines about keys take the entry out of memory themselves.
     ///
     /// The key's name is asked for only if a prefix was invalidated since the stamp.
+    #[inline]
     pub(crate) fn standing(
         &self,
         stamp: Stamp,
@@ -116,6 +117,17 @@ impl Mirror {
         if !is_foreign && stamp.number >= self.broad.load(Ordering::SeqCst) {
             return Standing::Good;
         }
+        self.standing_by_names(stamp, space, tags, key)
+    }
+
+    #[cold]
+    fn standing_by_names(
+        &self,
+        stamp: Stamp,
+        space: &str,
+        tags: &[Arc<str>],
+        key: impl FnOnce() -> Arc<str>,
+    ) -> Standing {
         // No key has an empty name, so that only the broader names are compared.
         let no_prefix = stamp.number >= self.prefixed.load(Ordering::SeqCst);
         let key = (!no_prefix).then(key);

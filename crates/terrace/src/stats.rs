@@ -264,17 +264,23 @@ fn own_stripe() -> usize {
     OWN.try_with(|own| *own).unwrap_or(STRIPES - 1)
 }
 
+thread_local! {
+    static OPERATIONS: Cell<u8> = const { Cell::new(0) };
+}
+
 /// Whether this operation of the thread is the one of 64 that is timed.
+#[inline]
 pub(crate) fn is_sampled() -> bool {
-    thread_local! {
-        static COUNT: Cell<u8> = const { Cell::new(0) };
-    }
-    COUNT
-        .try_with(|count| {
-            count.set(count.get().wrapping_add(1));
-            count.get().is_multiple_of(64)
-        })
-        .unwrap_or(false)
+    let next = |count: &Cell<u8>| {
+        count.set(count.get().wrapping_add(1));
+        count.get().is_multiple_of(64)
+    };
+    OPERATIONS.try_with(next).unwrap_or(false)
+}
+
+/// The next operation of the thread is the one that is timed, in place of the present one.
+pub(crate) fn sample_next() {
+    let _ = OPERATIONS.try_with(|count| count.set(63));
 }
 
 /// Times are told apart to an eighth, up to 18 minutes; longer ones count as that.
