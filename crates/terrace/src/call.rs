@@ -366,24 +366,27 @@ where
             }
 
             let must_be_new = reading.is_some_and(|reading| reading.wants == Wants::New);
-            let (flight, is_leading) = match board(space, key, must_be_new) {
+            let (flight, task) = match board(space, key, must_be_new) {
                 Joined::Following(flight) => {
                     bump(&space.counters.loads_shared);
-                    (flight, false)
+                    (flight, None)
                 }
                 Joined::Leading(takeoff) => {
                     let Some(started) = this.start(takeoff) else {
                         return Poll::Ready(Err(LoadError::Abandoned));
                     };
-                    let flight = started.flight;
-                    started.task.run_here_first(space, context);
-                    (flight, true)
+                    (started.flight, Some(started.task))
                 }
             };
+            // Before the flight runs, so that it knows who waits for it.
             let outcome = match wait_for(space, key, flight, this.options.as_deref(), at_hand) {
                 Ok(outcome) => outcome,
                 Err(waits::Circle) => return Poll::Ready(Err(LoadError::Circle)),
             };
+            let is_leading = task.is_some();
+            if let Some(task) = task {
+                task.run_here_first(space, context);
+            }
             this.waiting = Waiting::Flight { is_leading, outcome };
         }
     }

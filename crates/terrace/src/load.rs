@@ -28,7 +28,7 @@ use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::Scope;
-use crate::waits::within_load;
+use crate::waits::{self, within_load};
 use crate::write::{self, EntryOptions, Fresh};
 
 /// What a loader is given.
@@ -141,7 +141,9 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(
     mut order: Order<V>,
 ) {
     let flights: Flown = Arc::from([takeoff.flight()]);
-    takeoff.wait_for_turn(&flights).await;
+    if let Err(waits::Circle) = takeoff.wait_for_turn(&flights).await {
+        return takeoff.land(Err(Crash::Circle));
+    }
     let mut job = Job::begin(&takeoff, request);
     let probe = order.probe.take();
     job.is_probing = probe.is_some();

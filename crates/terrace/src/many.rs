@@ -277,16 +277,20 @@ struct Open<K, V> {
 async fn fly_many<K, V: Send + Sync + 'static>(
     space: Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
-    mut legs: Vec<(Takeoff, Request<V>, K)>,
+    legs: Vec<(Takeoff, Request<V>, K)>,
     keys: Arc<OnceLock<Vec<K>>>,
     loading: Loading<Answers<V>>,
     is_nested: bool,
 ) {
     let flights: Flown = legs.iter().map(|(takeoff, ..)| takeoff.flight()).collect();
-    for (takeoff, ..) in &mut legs {
-        takeoff.wait_for_turn(&flights).await;
+    let mut ready = Vec::with_capacity(legs.len());
+    for mut leg in legs {
+        match leg.0.wait_for_turn(&flights).await {
+            Ok(()) => ready.push(leg),
+            Err(waits::Circle) => leg.0.land(Err(Crash::Circle)),
+        }
     }
-    let mut open: Vec<_> = legs
+    let mut open: Vec<_> = ready
         .into_iter()
         .map(|(takeoff, request, key)| {
             let job = Job::begin(&takeoff, request);

@@ -12,6 +12,7 @@
 
 mod bomb;
 mod cancel;
+mod circle;
 mod clock;
 mod conformance;
 mod copies;
@@ -31,3 +32,4 @@ mod supersede;
 mod support;
 mod unsafe_code;
 mod verbs;
+mod waves;
