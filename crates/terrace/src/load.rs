@@ -22,8 +22,10 @@ use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::Names;
 use crate::loaded::{Answer, Loaded};
 use crate::options::{Reading, Wants};
+use crate::policy::left;
 use crate::probe::{self, Verdict};
 use crate::read::{self, Found, Known, Wanted};
+use crate::retry::Failed;
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
@@ -254,7 +256,8 @@ impl<V: Send + Sync + 'static> Job<V> {
     fn is_good(&self, found: &Found<V>) -> bool {
         let is_young_enough = match self.request.reading.wants {
             Wants::Fresh => found.freshness.is_fresh(),
-            Wants::Young => found.freshness == Freshness::Fresh,
+            // Not by when it ages: whoever had it loaded anew has put that off.
+            Wants::Young => found.freshness.is_fresh() && self.is_young(&found.entry),
             Wants::New => false,
         };
         let space = &self.request.space;
@@ -266,6 +269,15 @@ impl<V: Send + Sync + 'static> Job<V> {
             && is_checked()
             && space.mode() == Mode::On
             && read::is_recent_enough(&found.entry.meta, &self.request.reading)
+    }
+
+    /// Whether an entry is not worth renewing yet.
+    fn is_young(&self, entry: &Entry<V>) -> bool {
+        let (space, meta) = (&self.request.space, &entry.meta);
+        let written = meta.times.written();
+        let given = written.expires.map(|end| end.saturating_since(written.created));
+        let time_left = left(space.core.clock.tick(), meta.times.life().fresh_until);
+        time_left > space.policy.aging(given, meta.load_time)
     }
 
     async fn find_below(&self) -> Result<Option<(Found<V>, Source)>, Crash> {
@@ -579,8 +591,23 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
         let now = core.clock.tick();
         let can_serve = self.stale.as_ref().is_some_and(|(entry, _)| self.may_serve(entry));
-        let retry_at = core.retries.failed(takeoff.key(), crash.clone(), self.ticket, |failures| {
-            policy.retry.next(now, failures, can_serve, core.runtime.random())
+        let of_call = &self.request.options.tags;
+        let (tags, end) = match &self.stale {
+            Some((entry, _)) if can_serve => {
+                (write::joined_tags(of_call, &entry.meta.tags), entry.meta.times.life().stale_until)
+            }
+            _ => (Ok(Arc::clone(of_call)), now),
+        };
+        let failure = Failed {
+            crash: crash.clone(),
+            ticket: self.ticket,
+            tags: tags.unwrap_or_else(|_| Arc::clone(of_call)),
+        };
+        let retry_at = core.retries.failed(takeoff.key(), failure, |failures| {
+            let random = core.runtime.random();
+            // A long wait is over soon after what answers meanwhile is.
+            let without = policy.retry.next(now, failures, false, random);
+            policy.retry.next(now, failures, can_serve, random).min(without.max(end))
         });
         if let Some((entry, _)) = &self.stale {
             entry.meta.times.set_aging(retry_at);

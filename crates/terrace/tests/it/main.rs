@@ -10,6 +10,7 @@
     reason = "a test that cannot go on has to say so and stop"
 )]
 
+mod backoff;
 mod bomb;
 mod cancel;
 mod circle;
@@ -26,6 +27,7 @@ mod outage;
 mod panic;
 mod probe;
 mod race;
+mod refresh;
 mod restart;
 mod stampede;
 mod supersede;
