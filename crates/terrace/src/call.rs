@@ -372,7 +372,7 @@ where
                     (flight, None)
                 }
                 Joined::Leading(takeoff) => {
-                    let Some(started) = this.start(takeoff) else {
+                    let Some(started) = this.start(takeoff, true) else {
                         return Poll::Ready(Err(LoadError::Abandoned));
                     };
                     (started.flight, Some(started.task))
@@ -401,8 +401,9 @@ where
     A: Into<Loaded<V>>,
     E: LoaderFailure,
 {
-    /// Calls the loader and prepares the flight; `None` if the loader is gone already.
-    fn start(&mut self, takeoff: Takeoff) -> Option<Started> {
+    /// Calls the loader and prepares the flight, which its caller waits for or not; `None` if
+    /// the loader is gone already.
+    fn start(&mut self, takeoff: Takeoff, is_awaited: bool) -> Option<Started> {
         let loader = self.loader.take()?;
         let (key, state) = (self.key.to_owned(), LoadState::new());
         let probed = self.probe.map(|_| self.key.to_owned());
@@ -417,7 +418,8 @@ where
             takeoff.land(Err(Crash::Panicked));
             return Some(Started { flight, task: Task(None) });
         };
-        let order = Order { loading, probe, state, is_nested: waits::is_within_load() };
+        let order =
+            Order { loading, probe, state, is_nested: is_awaited && waits::is_within_load() };
         let request = self.request();
         let task = Box::pin(async move {
             // A panic drops the takeoff, which lands the flight as abandoned.
@@ -445,7 +447,7 @@ where
             bump(&space.counters.refreshes);
             let options = self.options.get_or_insert_default();
             options.reading.wants = Wants::Young;
-            if let Some(started) = self.start(takeoff) {
+            if let Some(started) = self.start(takeoff, false) {
                 started.task.run(space);
             }
         }

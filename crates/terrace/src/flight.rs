@@ -100,6 +100,9 @@ pub(crate) struct Flight {
     offer: OnceLock<Landed>,
     outcome: OnceLock<Outcome>,
     landed: Notify,
+    /// Somebody waits for it who holds what it may be waiting for.
+    is_urgent: AtomicBool,
+    urged: Notify,
     /// Other flights that this one cannot land before.
     pub(crate) waits_for: Mutex<Vec<Arc<Self>>>,
 }
@@ -121,6 +124,27 @@ impl Flight {
                 return Ok(offer.clone());
             }
             landed.await;
+        }
+    }
+
+    /// Who holds a permit waits for this flight: it must not wait for one.
+    pub(crate) fn urge(&self) {
+        self.is_urgent.store(true, Ordering::Release);
+        self.urged.notify_waiters();
+    }
+
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.is_urgent.load(Ordering::Acquire)
+    }
+
+    /// Completes when the flight is urgent.
+    pub(crate) async fn urgent(&self) {
+        loop {
+            let urged = self.urged.notified();
+            if self.is_urgent() {
+                return;
+            }
+            urged.await;
         }
     }
 

@@ -232,7 +232,21 @@ impl<V: Send + Sync + 'static> Job<V> {
         if is_enough && self.stale.is_some() {
             return false;
         }
-        match self.find_below().await {
+        let found = {
+            let (runtime, policy) = (&self.request.space.core.runtime, &self.request.space.policy);
+            let mut finding = pin!(self.find_below());
+            // Tiers may be as slow as loads.
+            let soft_deadline = || runtime.sleep(policy.soft_deadline);
+            if self.stale.is_none() {
+                finding.await
+            } else if let Some(found) = unless(soft_deadline, finding.as_mut()).await {
+                found
+            } else {
+                self.offer_stale(takeoff);
+                finding.await
+            }
+        };
+        match found {
             Ok(Some((found, source))) => self.take(takeoff, found, source),
             Ok(None) => false,
             Err(crash) => {
@@ -632,7 +646,11 @@ pub(crate) async fn run<A>(
     loading: Loading<A>,
     is_nested: bool,
 ) -> Result<(A, Duration), Crash> {
-    let _permits = if is_nested { Vec::new() } else { permits(space).await? };
+    let _permits = if is_nested {
+        Vec::new()
+    } else {
+        unless(|| any_urgent(&flights), permits(space)).await.unwrap_or(Ok(Vec::new()))?
+    };
     let (clock, runtime) = (&space.core.clock, &space.core.runtime);
     let limit = space.policy.load_deadline;
     bump(&space.counters.loads);
@@ -647,6 +665,20 @@ pub(crate) async fn run<A>(
         Some(Err(Panicked)) => Err(Crash::Panicked),
         None => Err(Crash::Deadline(limit)),
     }
+}
+
+/// Completes when somebody waits for one of these flights who holds a permit.
+async fn any_urgent(flights: &Flown) {
+    let mut urgent: Vec<_> = flights.iter().map(|flight| Box::pin(flight.urgent())).collect();
+    std::future::poll_fn(|context| {
+        // Each has to be polled to be woken.
+        let mut is_any = false;
+        for urgent in &mut urgent {
+            is_any |= urgent.as_mut().poll(context).is_ready();
+        }
+        if is_any { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Permits of the space and of the cache, in this order: who waits for the space's keeps

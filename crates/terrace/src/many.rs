@@ -254,7 +254,9 @@ fn start<K, V, F, Fut, I, A, E>(
     };
     let legs: Vec<_> =
         legs.into_iter().map(|leg| (leg.takeoff, request(leg.wants), leg.key)).collect();
-    let is_nested = waits::is_within_load();
+    // What is only loaded anew is awaited by nobody.
+    let is_awaited = legs.iter().any(|(_, request, _)| request.reading.wants != Wants::Young);
+    let is_nested = is_awaited && waits::is_within_load();
     let flying = fly_many(Arc::clone(space), codec, legs, keys, loading, is_nested);
     let task: BoxFuture<'static, ()> = Box::pin(async move {
         // A panic drops the takeoffs, which lands the flights as abandoned.

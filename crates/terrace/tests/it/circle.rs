@@ -11,7 +11,7 @@ use terrace_test::ManualClock;
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::support::{Everywhere as _, Layout, count, ends, eventually, limit, ms};
+use crate::support::{Everywhere as _, Layout, PausedClock, count, ends, eventually, limit, ms};
 
 /// Keys whose loaders read each other: each one the next, the last one the first.
 struct Ring {
@@ -152,20 +152,9 @@ fn shapes() -> impl Iterator<Item = (usize, Begins, bool)> {
 /// On a clock that only moves when everybody waits for it: nobody does.
 #[tokio::test(start_paused = true)]
 async fn s7_a_circle_ends_without_waiting_for_any_timer() {
-    /// The runtime's own time.
-    #[derive(Debug)]
-    struct Paused(tokio::time::Instant);
-    impl Clock for Paused {
-        fn elapsed(&self) -> Duration {
-            self.0.elapsed()
-        }
-        fn wall(&self) -> terrace::clock::WallTime {
-            terrace::clock::WallTime::default()
-        }
-    }
     let directory = tempfile::tempdir().unwrap();
     let (terrace, clock) = bed(Layout::Memory, &directory).await;
-    let watch = Paused(tokio::time::Instant::now());
+    let watch = PausedClock::default();
     for _ in 0..count(10, 1_000) {
         for shape in shapes() {
             let took = circle(&terrace, (&clock, &watch), shape).await;

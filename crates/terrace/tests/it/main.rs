@@ -12,6 +12,7 @@
 
 mod backoff;
 mod bomb;
+mod bulkhead;
 mod cancel;
 mod circle;
 mod clock;
@@ -29,6 +30,7 @@ mod probe;
 mod race;
 mod refresh;
 mod restart;
+mod slow;
 mod stampede;
 mod supersede;
 mod support;

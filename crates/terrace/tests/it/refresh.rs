@@ -5,30 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use terrace::clock::{Clock, SystemClock, WallTime};
+use terrace::clock::{Clock, SystemClock};
 use terrace::{Disk, Memory, Source, Space, Terrace};
 use terrace_test::ManualClock;
 use tokio::sync::Semaphore;
 
 use crate::support::{
-    Everywhere as _, Layout, Refused, count, ends, eventually, is_full, let_others_run, ms,
-    poll_once,
+    Everywhere as _, Layout, PausedClock, Refused, count, ends, eventually, is_full,
+    let_others_run, ms, poll_once,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-
-/// The time of a runtime that is paused: it moves when everybody waits for it.
-#[derive(Debug)]
-struct PausedClock(tokio::time::Instant);
-
-impl Clock for PausedClock {
-    fn elapsed(&self) -> Duration {
-        self.0.elapsed()
-    }
-    fn wall(&self) -> WallTime {
-        WallTime::from_millis(self.0.elapsed().as_millis() as u64)
-    }
-}
 
 async fn bed(layout: Layout, directory: &tempfile::TempDir, clock: Arc<dyn Clock>) -> Terrace {
     let mut builder = Terrace::builder().clock(clock).memory(Memory::bytes(1 << 20));
@@ -70,7 +57,7 @@ async fn s11_nobody_waits_for_a_hot_key_through_its_ttls() {
     for early in [None, Some(1.0)] {
         // Where it is left to chance, a load of 200 ms begins about a second before the end.
         let ttl = if is_full() || early.is_some() { 6 * SECOND } else { 2 * SECOND };
-        let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
+        let clock = Arc::new(PausedClock::default());
         let terrace = bed(Layout::Memory, &directory, Arc::clone(&clock) as _).await;
         let mut space = terrace.space::<str, u64>("space").ttl(ttl);
         if let Some(factor) = early {
