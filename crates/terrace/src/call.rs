@@ -405,24 +405,27 @@ where
             }
 
             let must_be_new = reading.is_some_and(|reading| reading.wants == Wants::New);
-            let (flight, is_leading) = match board(space, key, must_be_new) {
+            let (flight, task) = match board(space, key, must_be_new) {
                 Joined::Following(flight) => {
                     bump(&space.counters.loads_shared);
-                    (flight, false)
+                    (flight, None)
                 }
                 Joined::Leading(takeoff) => {
-                    let Some(started) = this.start(takeoff) else {
+                    let Some(started) = this.start(takeoff, true) else {
                         return Poll::Ready(Err(LoadError::Abandoned));
                     };
-                    let flight = started.flight;
-                    started.task.run_here_first(space, context);
-                    (flight, true)
+                    (started.flight, Some(started.task))
                 }
             };
+            // Before the flight runs, so that it knows who waits for it.
             let outcome = match wait_for(space, key, flight, this.options.as_deref(), at_hand) {
                 Ok(outcome) => outcome,
                 Err(waits::Circle) => return Poll::Ready(Err(LoadError::Circle)),
             };
+            let is_leading = task.is_some();
+            if let Some(task) = task {
+                task.run_here_first(space, context);
+            }
             this.waiting = Waiting::Flight { is_leading, outcome };
         }
     }
@@ -437,8 +440,9 @@ where
     A: Into<Loaded<V>>,
     E: LoaderFailure,
 {
-    /// Calls the loader and prepares the flight; `None` if the loader is gone already.
-    fn start(&mut self, takeoff: Takeoff) -> Option<Started> {
+    /// Calls the loader and prepares the flight, which its caller waits for or not; `None` if
+    /// the loader is gone already.
+    fn start(&mut self, takeoff: Takeoff, is_awaited: bool) -> Option<Started> {
         let loader = self.loader.take()?;
         let (key, state) = (self.key.to_owned(), LoadState::new());
         let probed = self.probe.map(|_| self.key.to_owned());
@@ -453,7 +457,8 @@ where
             takeoff.land(Err(Crash::Panicked));
             return Some(Started { flight, task: Task(None) });
         };
-        let order = Order { loading, probe, state, is_nested: waits::is_within_load() };
+        let order =
+            Order { loading, probe, state, is_nested: is_awaited && waits::is_within_load() };
         let request = self.request();
         let task = Box::pin(async move {
             // A panic drops the takeoff, which lands the flight as abandoned.
@@ -481,7 +486,7 @@ where
             bump(&space.counters.refreshes);
             let options = self.options.get_or_insert_default();
             options.reading.wants = Wants::Young;
-            if let Some(started) = self.start(takeoff) {
+            if let Some(started) = self.start(takeoff, false) {
                 started.task.run(space);
             }
         }

@@ -56,6 +56,7 @@ pub(crate) enum Crash {
     Waited(Duration),
     Abandoned,
     Absent,
+    Circle,
     NothingToConfirm,
     Overloaded,
     Tags(&'static str),
@@ -75,6 +76,7 @@ impl<E: LoaderFailure> From<Crash> for LoadError<E> {
             // Nobody is told that a load is slow but along with an answer.
             Crash::Slow | Crash::Abandoned => Self::Abandoned,
             Crash::Absent => Self::Absent,
+            Crash::Circle => Self::Circle,
             Crash::NothingToConfirm => Self::NothingToConfirm,
             Crash::Overloaded => Self::Overloaded,
             Crash::Tags(reason) => Self::Cache(Error::Tags(reason)),
@@ -98,6 +100,9 @@ pub(crate) struct Flight {
     offer: OnceLock<Landed>,
     outcome: OnceLock<Outcome>,
     landed: Notify,
+    /// Somebody waits for it who holds what it may be waiting for.
+    is_urgent: AtomicBool,
+    urged: Notify,
     /// Other flights that this one cannot land before.
     pub(crate) waits_for: Mutex<Vec<Arc<Self>>>,
 }
@@ -119,6 +124,27 @@ impl Flight {
                 return Ok(offer.clone());
             }
             landed.await;
+        }
+    }
+
+    /// Who holds a permit waits for this flight: it must not wait for one.
+    pub(crate) fn urge(&self) {
+        self.is_urgent.store(true, Ordering::Release);
+        self.urged.notify_waiters();
+    }
+
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.is_urgent.load(Ordering::Acquire)
+    }
+
+    /// Completes when the flight is urgent.
+    pub(crate) async fn urgent(&self) {
+        loop {
+            let urged = self.urged.notified();
+            if self.is_urgent() {
+                return;
+            }
+            urged.await;
         }
     }
 
@@ -257,13 +283,13 @@ impl Takeoff {
     }
 
     /// Waits until at most one older flight of this key is under way; `flights` are those whose
-    /// task waits. If that one waits for them in turn, all go on.
-    pub(crate) async fn wait_for_turn(&mut self, flights: &Flown) {
-        if let Some(oldest) = self.after.take()
-            && let Ok(_wait) = waits::begin_for(flights, &oldest)
-        {
+    /// task waits. If that one waits for them in turn, this one cannot begin.
+    pub(crate) async fn wait_for_turn(&mut self, flights: &Flown) -> Result<(), waits::Circle> {
+        if let Some(oldest) = self.after.take() {
+            let _wait = waits::begin_for(flights, &oldest)?;
             let _ = oldest.wait().await;
         }
+        Ok(())
     }
 
     /// From here on the flight can be superseded.
@@ -379,7 +405,7 @@ mod tests {
         let mut turn = Box::pin(third.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none(), "two flights are under way");
         first.land(Err(Crash::Panicked));
-        turn.await;
+        turn.await.unwrap();
         third.depart(departure());
         // The second is still under way and superseded: a fourth has to wait for it.
         let mut fourth = lead(&flights, true);
@@ -387,7 +413,7 @@ mod tests {
         let mut turn = Box::pin(fourth.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none());
         drop(second);
-        turn.await;
+        turn.await.unwrap();
     }
 
     #[tokio::test]

@@ -90,12 +90,15 @@ pub(crate) async fn while_held<T>(
     work: impl Future<Output = T>,
 ) -> T {
     let mut work = pin!(work);
-    let mut heartbeats: Vec<_> =
-        leases.into_iter().map(|lease| Box::pin(lease.heartbeat())).collect();
+    let mut leases = Some(leases.into_iter());
+    let mut heartbeats = Vec::new();
     std::future::poll_fn(|context| {
         if let Poll::Ready(output) = work.as_mut().poll(context) {
             return Poll::Ready(output);
         }
+        // What is done at once keeps nothing waiting: for many keys that is most of the work.
+        heartbeats
+            .extend(leases.take().into_iter().flatten().map(|lease| Box::pin(lease.heartbeat())));
         for heartbeat in &mut heartbeats {
             // It never ends by itself.
             let _ = heartbeat.as_mut().poll(context);

@@ -22,13 +22,15 @@ use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::Names;
 use crate::loaded::{Answer, Loaded};
 use crate::options::{Reading, Wants};
+use crate::policy::left;
 use crate::probe::{self, Verdict};
 use crate::read::{self, Found, Known, Wanted};
+use crate::retry::Failed;
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::Scope;
-use crate::waits::within_load;
+use crate::waits::{self, within_load};
 use crate::write::{self, EntryOptions, Fresh};
 
 /// What a loader is given.
@@ -141,7 +143,9 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(
     mut order: Order<V>,
 ) {
     let flights: Flown = Arc::from([takeoff.flight()]);
-    takeoff.wait_for_turn(&flights).await;
+    if let Err(waits::Circle) = takeoff.wait_for_turn(&flights).await {
+        return takeoff.land(Err(Crash::Circle));
+    }
     let mut job = Job::begin(&takeoff, request);
     let probe = order.probe.take();
     job.is_probing = probe.is_some();
@@ -228,7 +232,21 @@ impl<V: Send + Sync + 'static> Job<V> {
         if is_enough && self.stale.is_some() {
             return false;
         }
-        match self.find_below().await {
+        let found = {
+            let (runtime, policy) = (&self.request.space.core.runtime, &self.request.space.policy);
+            let mut finding = pin!(self.find_below());
+            // Tiers may be as slow as loads.
+            let soft_deadline = || runtime.sleep(policy.soft_deadline);
+            if self.stale.is_none() {
+                finding.await
+            } else if let Some(found) = unless(soft_deadline, finding.as_mut()).await {
+                found
+            } else {
+                self.offer_stale(takeoff);
+                finding.await
+            }
+        };
+        match found {
             Ok(Some((found, source))) => self.take(takeoff, found, source),
             Ok(None) => false,
             Err(crash) => {
@@ -252,7 +270,8 @@ impl<V: Send + Sync + 'static> Job<V> {
     fn is_good(&self, found: &Found<V>) -> bool {
         let is_young_enough = match self.request.reading.wants {
             Wants::Fresh => found.freshness.is_fresh(),
-            Wants::Young => found.freshness == Freshness::Fresh,
+            // Not by when it ages: whoever had it loaded anew has put that off.
+            Wants::Young => found.freshness.is_fresh() && self.is_young(&found.entry),
             Wants::New => false,
         };
         let space = &self.request.space;
@@ -264,6 +283,15 @@ impl<V: Send + Sync + 'static> Job<V> {
             && is_checked()
             && space.mode() == Mode::On
             && read::is_recent_enough(&found.entry.meta, &self.request.reading)
+    }
+
+    /// Whether an entry is not worth renewing yet.
+    fn is_young(&self, entry: &Entry<V>) -> bool {
+        let (space, meta) = (&self.request.space, &entry.meta);
+        let written = meta.times.written();
+        let given = written.expires.map(|end| end.saturating_since(written.created));
+        let time_left = left(space.core.clock.tick(), meta.times.life().fresh_until);
+        time_left > space.policy.aging(given, meta.load_time)
     }
 
     async fn find_below(&self) -> Result<Option<(Found<V>, Source)>, Crash> {
@@ -577,8 +605,23 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
         let now = core.clock.tick();
         let can_serve = self.stale.as_ref().is_some_and(|(entry, _)| self.may_serve(entry));
-        let retry_at = core.retries.failed(takeoff.key(), crash.clone(), self.ticket, |failures| {
-            policy.retry.next(now, failures, can_serve, core.runtime.random())
+        let of_call = &self.request.options.tags;
+        let (tags, end) = match &self.stale {
+            Some((entry, _)) if can_serve => {
+                (write::joined_tags(of_call, &entry.meta.tags), entry.meta.times.life().stale_until)
+            }
+            _ => (Ok(Arc::clone(of_call)), now),
+        };
+        let failure = Failed {
+            crash: crash.clone(),
+            ticket: self.ticket,
+            tags: tags.unwrap_or_else(|_| Arc::clone(of_call)),
+        };
+        let retry_at = core.retries.failed(takeoff.key(), failure, |failures| {
+            let random = core.runtime.random();
+            // A long wait is over soon after what answers meanwhile is.
+            let without = policy.retry.next(now, failures, false, random);
+            policy.retry.next(now, failures, can_serve, random).min(without.max(end))
         });
         if let Some((entry, _)) = &self.stale {
             entry.meta.times.set_aging(retry_at);
@@ -603,7 +646,11 @@ pub(crate) async fn run<A>(
     loading: Loading<A>,
     is_nested: bool,
 ) -> Result<(A, Duration), Crash> {
-    let _permits = if is_nested { Vec::new() } else { permits(space).await? };
+    let _permits = if is_nested {
+        Vec::new()
+    } else {
+        unless(|| any_urgent(&flights), permits(space)).await.unwrap_or(Ok(Vec::new()))?
+    };
     let (clock, runtime) = (&space.core.clock, &space.core.runtime);
     let limit = space.policy.load_deadline;
     bump(&space.counters.loads);
@@ -618,6 +665,20 @@ pub(crate) async fn run<A>(
         Some(Err(Panicked)) => Err(Crash::Panicked),
         None => Err(Crash::Deadline(limit)),
     }
+}
+
+/// Completes when somebody waits for one of these flights who holds a permit.
+async fn any_urgent(flights: &Flown) {
+    let mut urgent: Vec<_> = flights.iter().map(|flight| Box::pin(flight.urgent())).collect();
+    std::future::poll_fn(|context| {
+        // Each has to be polled to be woken.
+        let mut is_any = false;
+        for urgent in &mut urgent {
+            is_any |= urgent.as_mut().poll(context).is_ready();
+        }
+        if is_any { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Permits of the space and of the cache, in this order: who waits for the space's keeps

@@ -254,7 +254,9 @@ fn start<K, V, F, Fut, I, A, E>(
     };
     let legs: Vec<_> =
         legs.into_iter().map(|leg| (leg.takeoff, request(leg.wants), leg.key)).collect();
-    let is_nested = waits::is_within_load();
+    // What is only loaded anew is awaited by nobody.
+    let is_awaited = legs.iter().any(|(_, request, _)| request.reading.wants != Wants::Young);
+    let is_nested = is_awaited && waits::is_within_load();
     let flying = fly_many(Arc::clone(space), codec, legs, keys, loading, is_nested);
     let task: BoxFuture<'static, ()> = Box::pin(async move {
         // A panic drops the takeoffs, which lands the flights as abandoned.
@@ -277,16 +279,20 @@ struct Open<K, V> {
 async fn fly_many<K, V: Send + Sync + 'static>(
     space: Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
-    mut legs: Vec<(Takeoff, Request<V>, K)>,
+    legs: Vec<(Takeoff, Request<V>, K)>,
     keys: Arc<OnceLock<Vec<K>>>,
     loading: Loading<Answers<V>>,
     is_nested: bool,
 ) {
     let flights: Flown = legs.iter().map(|(takeoff, ..)| takeoff.flight()).collect();
-    for (takeoff, ..) in &mut legs {
-        takeoff.wait_for_turn(&flights).await;
+    let mut ready = Vec::with_capacity(legs.len());
+    for mut leg in legs {
+        match leg.0.wait_for_turn(&flights).await {
+            Ok(()) => ready.push(leg),
+            Err(waits::Circle) => leg.0.land(Err(Crash::Circle)),
+        }
     }
-    let mut open: Vec<_> = legs
+    let mut open: Vec<_> = ready
         .into_iter()
         .map(|(takeoff, request, key)| {
             let job = Job::begin(&takeoff, request);

@@ -15,7 +15,7 @@ use crate::key::{Key, KeyBuffer, KeyRef, StoredKey};
 use crate::ledger::{Names, Stamp};
 use crate::options::Reading;
 use crate::protocol::Standing;
-use crate::retry::Failure;
+use crate::retry::Failed;
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::StoreError;
@@ -77,10 +77,10 @@ pub(crate) fn is_stale_enough(meta: &Meta, reading: &Reading, now: Tick) -> bool
 }
 
 /// The failure for which a load of a key has to wait; what was invalidated since need not.
-pub(crate) fn waits_for_retry(space: &SpaceCore, key: KeyRef<'_>, name: &str) -> Option<Failure> {
+pub(crate) fn waits_for_retry(space: &SpaceCore, key: KeyRef<'_>, name: &str) -> Option<Failed> {
     let core = &space.core;
     let failure = core.retries.waiting(key, core.clock.tick())?;
-    let names = Names { key: name, space: &space.name, tags: &[] };
+    let names = Names { key: name, space: &space.name, tags: &failure.tags };
     if core.permits(failure.ticket, &names) {
         return Some(failure);
     }

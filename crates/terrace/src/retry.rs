@@ -5,6 +5,7 @@
 //! once, and so does a load that succeeds.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hashbrown::HashTable;
@@ -21,26 +22,28 @@ const MOST_KEYS: usize = 65_536;
 
 /// The keys that failed.
 pub(crate) struct Retries {
-    shards: Box<[Mutex<HashTable<Failed>>]>,
+    shards: Box<[Mutex<HashTable<Remembered>>]>,
     hasher: RandomState,
     count: AtomicUsize,
 }
 
-struct Failed {
+struct Remembered {
     key: MemoryKey,
-    failure: Failure,
+    failed: Failed,
+    /// Not to be loaded before this.
+    retry_at: Tick,
+    /// Failures in a row.
+    failures: u32,
 }
 
-/// What is remembered of a key's last load.
+/// A load that failed.
 #[derive(Clone)]
-pub(crate) struct Failure {
-    /// Not to be loaded before this.
-    pub(crate) retry_at: Tick,
+pub(crate) struct Failed {
     pub(crate) crash: Crash,
     /// When the load began: what was invalidated since may be loaded at once.
     pub(crate) ticket: Ticket,
-    /// Failures in a row.
-    failures: u32,
+    /// The tags that the key is known by.
+    pub(crate) tags: Arc<[Arc<str>]>,
 }
 
 const SHARDS: usize = 64;
@@ -55,39 +58,37 @@ impl Retries {
     }
 
     /// The failure for which a load of `key` has to wait at `now`.
-    pub(crate) fn waiting(&self, key: KeyRef<'_>, now: Tick) -> Option<Failure> {
+    pub(crate) fn waiting(&self, key: KeyRef<'_>, now: Tick) -> Option<Failed> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let hash = self.hasher.hash_one(key);
         let shard = self.shard(hash).lock();
-        let failed = shard.find(hash, |failed| is(key, failed))?;
-        (now < failed.failure.retry_at).then(|| failed.failure.clone())
+        let known = shard.find(hash, |known| is(key, known))?;
+        (now < known.retry_at).then(|| known.failed.clone())
     }
 
     /// Takes note of a failure; returns when the key may be loaded again.
     pub(crate) fn failed(
         &self,
         key: KeyRef<'_>,
-        crash: Crash,
-        ticket: Ticket,
+        failed: Failed,
         next: impl FnOnce(u32) -> Tick,
     ) -> Tick {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).lock();
-        if let Some(failed) = shard.find_mut(hash, |failed| is(key, failed)) {
-            let failures = failed.failure.failures.saturating_add(1);
-            let retry_at = next(failures);
-            failed.failure = Failure { retry_at, crash, ticket, failures };
-            return retry_at;
+        if let Some(known) = shard.find_mut(hash, |known| is(key, known)) {
+            known.failures = known.failures.saturating_add(1);
+            known.retry_at = next(known.failures);
+            known.failed = failed;
+            return known.retry_at;
         }
         if shard.len() >= MOST_KEYS / SHARDS {
             self.forget_one(&mut shard);
         }
         let retry_at = next(1);
-        let failure = Failure { retry_at, crash, ticket, failures: 1 };
-        let failed = Failed { key: key.to_memory_key(), failure };
-        shard.insert_unique(hash, failed, |failed| self.hasher.hash_one(&failed.key));
+        let known = Remembered { key: key.to_memory_key(), failed, retry_at, failures: 1 };
+        shard.insert_unique(hash, known, |known| self.hasher.hash_one(&known.key));
         self.count.fetch_add(1, Ordering::Relaxed);
         retry_at
     }
@@ -99,8 +100,8 @@ impl Retries {
         }
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).lock();
-        if let Ok(failed) = shard.find_entry(hash, |failed| is(key, failed)) {
-            failed.remove();
+        if let Ok(known) = shard.find_entry(hash, |known| is(key, known)) {
+            known.remove();
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -113,24 +114,22 @@ impl Retries {
         for shard in &self.shards {
             let mut shard = shard.lock();
             let before = shard.len();
-            shard.retain(|failed| {
-                now < failed.failure.retry_at.saturating_add(Backoff::default().longest)
-            });
+            shard.retain(|known| now < known.retry_at.saturating_add(Backoff::default().longest));
             self.count.fetch_sub(before - shard.len(), Ordering::Relaxed);
         }
     }
 
-    fn forget_one(&self, shard: &mut HashTable<Failed>) {
-        let oldest = shard.iter().min_by_key(|failed| failed.failure.retry_at);
-        let Some(key) = oldest.map(|failed| failed.key.clone()) else { return };
+    fn forget_one(&self, shard: &mut HashTable<Remembered>) {
+        let oldest = shard.iter().min_by_key(|known| known.retry_at);
+        let Some(key) = oldest.map(|known| known.key.clone()) else { return };
         let hash = self.hasher.hash_one(&key);
-        if let Ok(failed) = shard.find_entry(hash, |failed| failed.key == key) {
-            failed.remove();
+        if let Ok(known) = shard.find_entry(hash, |known| known.key == key) {
+            known.remove();
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    fn shard(&self, hash: u64) -> &Mutex<HashTable<Failed>> {
+    fn shard(&self, hash: u64) -> &Mutex<HashTable<Remembered>> {
         // There are as many shards as the mask has values.
         let index = usize::try_from(hash >> 58).unwrap_or(0);
         #[expect(clippy::indexing_slicing, reason = "six bits, sixty-four shards")]
@@ -138,6 +137,6 @@ impl Retries {
     }
 }
 
-fn is(key: KeyRef<'_>, failed: &Failed) -> bool {
-    hashbrown::Equivalent::equivalent(&key, &failed.key)
+fn is(key: KeyRef<'_>, known: &Remembered) -> bool {
+    hashbrown::Equivalent::equivalent(&key, &known.key)
 }

@@ -36,7 +36,11 @@ pub(crate) struct Circle;
 
 /// Begins to wait for `awaited`; `None` outside of any loader, which no circle goes through.
 pub(crate) fn begin(awaited: &Arc<Flight>) -> Result<Option<Wait>, Circle> {
-    current().map(|waiting| begin_for(&waiting, awaited)).transpose()
+    let Some(waiting) = current() else { return Ok(None) };
+    let wait = begin_for(&waiting, awaited)?;
+    // A running loader has a permit, which others may be waiting for.
+    urge(awaited);
+    Ok(Some(wait))
 }
 
 /// The flights of one task begin to wait for another one.
@@ -47,6 +51,9 @@ pub(crate) fn begin_for(waiting: &Flown, awaited: &Arc<Flight>) -> Result<Wait, 
     }
     for waiting in &**waiting {
         waiting.waits_for.lock().push(Arc::clone(awaited));
+    }
+    if waiting.iter().any(|waiting| waiting.is_urgent()) {
+        urge(awaited);
     }
     Ok(Wait { waiting: Arc::clone(waiting), awaited: Arc::clone(awaited) })
 }
@@ -87,10 +94,23 @@ fn current() -> Option<Flown> {
 
 /// Whether `from` is, or waits for something that waits for, `to`.
 fn leads(from: &Arc<Flight>, to: &Arc<Flight>) -> bool {
+    any_from(from, |flight| Arc::ptr_eq(flight, to))
+}
+
+/// Has a flight, and what it waits for, go on without a permit.
+fn urge(flight: &Arc<Flight>) {
+    any_from(flight, |flight| {
+        flight.urge();
+        false
+    });
+}
+
+/// Whether something is true of `from`, or of a flight that it waits for, however indirectly.
+fn any_from(from: &Arc<Flight>, is_true: impl Fn(&Arc<Flight>) -> bool) -> bool {
     let mut open = vec![Arc::clone(from)];
     let mut seen: Vec<*const Flight> = Vec::new();
     while let Some(flight) = open.pop() {
-        if Arc::ptr_eq(&flight, to) {
+        if is_true(&flight) {
             return true;
         }
         if !seen.contains(&Arc::as_ptr(&flight)) {

@@ -10,8 +10,11 @@
     reason = "a test that cannot go on has to say so and stop"
 )]
 
+mod backoff;
 mod bomb;
+mod bulkhead;
 mod cancel;
+mod circle;
 mod clock;
 mod conformance;
 mod copies;
@@ -27,10 +30,13 @@ mod outage;
 mod panic;
 mod probe;
 mod race;
+mod refresh;
 mod restart;
 mod skew;
+mod slow;
 mod stampede;
 mod supersede;
 mod support;
 mod unsafe_code;
 mod verbs;
+mod waves;

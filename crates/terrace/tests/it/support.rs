@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use terrace::clock::{Clock, WallTime};
 use terrace::{Disk, Memory, Settled, Terrace, Tier};
 use terrace_test::MapStore;
 
@@ -169,3 +170,22 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// The time of a runtime that is paused: it moves when everybody waits for it.
+#[derive(Debug)]
+pub(crate) struct PausedClock(tokio::time::Instant);
+
+impl Clock for PausedClock {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+    fn wall(&self) -> WallTime {
+        WallTime::from_millis(self.0.elapsed().as_millis() as u64)
+    }
+}
+
+impl Default for PausedClock {
+    fn default() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
