@@ -350,11 +350,16 @@ async fn copy_up<V: Send + Sync + 'static>(
 }
 
 /// Whether something fresh is under each key. Decodes and copies nothing.
+///
+/// Where the space confirms what it says, this fails if the ledger cannot be asked.
 pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
     space: &Arc<SpaceCore>,
     keys: impl IntoIterator<Item = &'a K>,
 ) -> Result<Vec<bool>, Error> {
     let core = &space.core;
+    if space.confirms {
+        core.confirm().await?;
+    }
     let mut wanted = Vec::new();
     let mut found = Vec::new();
     for key in keys {
