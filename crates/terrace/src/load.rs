@@ -416,7 +416,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             },
             Answer::Absent => {
                 bump(&space.counters.absent);
-                self.store_absent(takeoff).await;
+                self.store_absent(takeoff, &options.tags).await;
             }
             Answer::Failed(error) => {
                 let crash = Crash::Loader(error);
@@ -462,10 +462,10 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
     }
 
-    async fn store_absent(&self, takeoff: &Takeoff) {
+    async fn store_absent(&self, takeoff: &Takeoff, tags: &Arc<[Arc<str>]>) {
         let Request { space, reading, .. } = &self.request;
         if space.mode() != Mode::Off && !reading.unwritten.has_memory() {
-            write::absent_to_memory(space, takeoff.key(), self.ticket);
+            write::absent_to_memory(space, takeoff.key(), self.ticket, tags);
         }
         takeoff.land(Err(Crash::Absent));
         if self.stale.is_some() && space.mode() != Mode::Off {

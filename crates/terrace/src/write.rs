@@ -448,7 +448,7 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
     let value = match loaded.answer {
         Answer::Value(value) if space.mode() != Mode::Off => value,
         Answer::Absent if space.mode() != Mode::Off => {
-            absent_to_memory(space, key, ticket);
+            absent_to_memory(space, key, ticket, &options.tags);
             return Ok(false);
         }
         _ => return Ok(false),
@@ -541,7 +541,12 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
 
 /// Remembers that the source has no value, if the space wants that, and nothing since the
 /// ticket names the key; forgets what was there before in any case.
-pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticket) {
+pub(crate) fn absent_to_memory(
+    space: &SpaceCore,
+    key: KeyRef<'_>,
+    ticket: Ticket,
+    tags: &Arc<[Arc<str>]>,
+) {
     let core = &space.core;
     let Some(memory) = &core.memory else { return };
     let now = core.clock.tick();
@@ -554,6 +559,7 @@ pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticke
         ttl: Ttl::Exactly(ttl),
         stamp: ticket.stamp,
         is_hashed: key::is_hashed(key.bytes),
+        tags: Arc::clone(tags),
         ..EntryOptions::default()
     };
     let absent = make(space, Encoded { value: Absent, bytes: None }, &options).entry;
@@ -561,7 +567,7 @@ pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticke
     let attributes =
         Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
     let name = space.name_of(key.bytes);
-    let names = Names { key: &name, space: &space.name, tags: &[] };
+    let names = Names { key: &name, space: &space.name, tags };
     let any: AnyEntry = absent;
     drop_all(|| {
         // Where it is refused, the next call asks the source again.
