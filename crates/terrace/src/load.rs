@@ -467,10 +467,11 @@ impl<V: Send + Sync + 'static> Job<V> {
         if space.mode() != Mode::Off && !reading.unwritten.has_memory() {
             write::absent_to_memory(space, takeoff.key(), self.ticket, tags);
         }
-        takeoff.land(Err(Crash::Absent));
+        // Whoever is told so must not find it below afterwards.
         if self.stale.is_some() && space.mode() != Mode::Off {
             write::take_away_everywhere(space, &self.wanted, reading.unwritten).await;
         }
+        takeoff.land(Err(Crash::Absent));
     }
 
     fn land_loaded(&self, takeoff: &Takeoff, fresh: &Fresh<V>) {
