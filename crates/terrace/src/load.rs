@@ -482,7 +482,8 @@ impl<V: Send + Sync + 'static> Job<V> {
         if !takeoff.land_if(Ok(landed.clone()), || space.core.permits(self.ticket, &names)) {
             // Something named it meanwhile. Lines that name what the flight was known to be about
             // have superseded it; those about tags that only the loader knew have not.
-            let has_own_tags = tags.len() > self.request.options.tags.len();
+            let of_call = &self.request.options.tags;
+            let has_own_tags = tags.iter().any(|tag| !of_call.contains(tag));
             takeoff.land(Ok(Landed { has_own_tags, ..landed }));
         }
     }
