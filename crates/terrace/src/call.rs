@@ -649,6 +649,9 @@ pub(crate) fn hit<V: Send + Sync + 'static>(
             Freshness::Aging => Hit::Aging(entry),
             Freshness::Stale | Freshness::Dead => Hit::Stale(entry),
         },
+        Some(Known::Absent) if reading.is_some_and(|reading| !reading.takes_absent()) => {
+            Hit::Nothing
+        }
         Some(Known::Absent) => Hit::Absent,
         None => Hit::Nothing,
     };

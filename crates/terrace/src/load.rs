@@ -204,7 +204,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             return false;
         }
         match read::from_memory::<V>(space, takeoff.key(), space.core.clock.tick()) {
-            Some(Known::Absent) if self.request.reading.wants != Wants::New => {
+            Some(Known::Absent) if self.request.reading.takes_absent() => {
                 takeoff.land(Err(Crash::Absent));
                 true
             }
