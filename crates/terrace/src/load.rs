@@ -511,6 +511,10 @@ impl<V: Send + Sync + 'static> Job<V> {
     fn may_serve(&self, entry: &Entry<V>) -> bool {
         let space = &self.request.space;
         let freshness = read::freshness_below(space, &self.wanted.name, &entry.meta);
+        // In a shadow every answer is the loader's, its errors too.
+        if space.mode() != Mode::On {
+            return false;
+        }
         freshness.is_fresh() || freshness == Freshness::Stale && space.policy.allows_stale()
     }
 
