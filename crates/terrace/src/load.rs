@@ -431,7 +431,7 @@ impl<V: Send + Sync + 'static> Job<V> {
     /// the disk. If it is not taken, the flight lands once the tiers below have it.
     fn keep(&self, takeoff: &Takeoff, fresh: Fresh<V>) -> New<V> {
         let Request { space, reading, .. } = &self.request;
-        let is_stored = space.mode() != Mode::Off;
+        let is_stored = space.mode() != Mode::Off && !self.is_outdated(takeoff, &fresh);
         let is_in_memory = is_stored
             && !reading.unwritten.has_memory()
             && write::to_memory(space, takeoff.key(), &fresh.entry, self.ticket);
@@ -439,6 +439,17 @@ impl<V: Send + Sync + 'static> Job<V> {
             self.land_loaded(takeoff, &fresh);
         }
         New { fresh, is_stored, has_landed: is_in_memory || !is_stored }
+    }
+
+    /// Whether something newer is known, as the source itself says: a source may answer from a
+    /// replica that lags behind.
+    fn is_outdated(&self, takeoff: &Takeoff, fresh: &Fresh<V>) -> bool {
+        let (space, meta) = (&self.request.space, &fresh.entry.meta);
+        let is_older = self.stale.as_ref().is_some_and(|(known, _)| {
+            meta.source_age().is_older_than(known.meta.source_age())
+                && read::freshness_below(space, &self.wanted.name, &known.meta) != Freshness::Dead
+        });
+        is_older || write::is_outdated(space, takeoff.key(), meta)
     }
 
     /// Stores new entries in the tiers below memory, and lands the flights that have not.
