@@ -106,7 +106,6 @@ struct Flying {
     flight: Arc<Flight>,
     wait: Option<waits::Wait>,
     name: Arc<str>,
-    is_leading: bool,
 }
 
 /// See [`Space::get_many_or_load`](crate::Space::get_many_or_load).
@@ -144,6 +143,8 @@ where
             Err(error) => Pending::Refused(error),
         });
     }
+    // A key may be there twice: each of both waits for a flight of this call.
+    let own: Vec<_> = leading.iter().map(|leg| leg.takeoff.flight()).collect();
     if !leading.is_empty() {
         start::<K, _, _, _, _, _, _>(space, codec, leading, loader);
     }
@@ -153,11 +154,16 @@ where
             Pending::Known(answer) => answer.map_err(LoadError::from),
             Pending::Refused(error) => Err(LoadError::Cache(error)),
             Pending::Circle => Err(LoadError::Circle),
-            Pending::Flying(Flying { flight, wait: _wait, name, is_leading }) => {
+            Pending::Flying(Flying { flight, wait: _wait, name }) => {
                 let takes = |offer: &Landed| call::takes(space, &name, offer, None);
                 match flight.wait_or_take(takes).await {
                     // What it is about may have been invalidated before this call.
-                    Ok(landed) if landed.has_own_tags && !is_leading => Err(LoadError::Superseded),
+                    Ok(landed)
+                        if landed.has_own_tags
+                            && !own.iter().any(|own| Arc::ptr_eq(own, &flight)) =>
+                    {
+                        Err(LoadError::Superseded)
+                    }
                     outcome => call::answer(space, None, outcome),
                 }
             }
@@ -195,20 +201,20 @@ fn ask<V: Send + Sync + 'static>(
             Pending::Known(Ok(in_memory(entry, true)))
         }
         Hit::Stale(_) | Hit::Nothing => {
-            let (flight, is_leading) = match board(space, key, false) {
+            let flight = match board(space, key, false) {
                 Joined::Following(flight) => {
                     bump(&space.counters.loads_shared);
-                    (flight, false)
+                    flight
                 }
                 Joined::Leading(takeoff) => {
                     let flight = takeoff.flight();
                     lead(takeoff, Wants::Fresh);
-                    (flight, true)
+                    flight
                 }
             };
             let name = space.name_of(key.bytes);
             match waits::begin(&flight) {
-                Ok(wait) => Pending::Flying(Flying { flight, wait, name, is_leading }),
+                Ok(wait) => Pending::Flying(Flying { flight, wait, name }),
                 Err(waits::Circle) => Pending::Circle,
             }
         }
