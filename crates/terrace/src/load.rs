@@ -332,23 +332,26 @@ impl<V: Send + Sync + 'static> Job<V> {
     }
 
     /// The lease of the key; or whoever held it before has answered.
-    pub(crate) async fn lease_or_answer(
-        &self,
-        takeoff: &Takeoff,
-    ) -> Result<Option<Lease>, Answered> {
+    async fn lease_or_answer(&self, takeoff: &Takeoff) -> Result<Option<Lease>, Answered> {
+        let lease = self.lease(takeoff).await?;
+        if let Some(lease) = lease {
+            if may_be_there_now(&self.request.space, &[&self.wanted]).await
+                && self.lands_from_tiers(takeoff).await
+            {
+                lease.release().await;
+                return Err(Answered);
+            }
+            return Ok(Some(lease));
+        }
+        Ok(None)
+    }
+
+    /// The lease of the key, or none if whoever has it is slow; unless the holder has answered.
+    pub(crate) async fn lease(&self, takeoff: &Takeoff) -> Result<Option<Lease>, Answered> {
         let Request { space, .. } = &self.request;
         let mut patience = Patience::new(space.policy.load_deadline);
         loop {
             if let Some(lease) = Lease::ask(&space.core, &self.wanted.name).await {
-                // Whoever held it before may have stored the value since the tiers were asked.
-                let is_there = space.core.authority.scope() > Scope::Process
-                    && read::exist(space, [&*self.wanted.bytes])
-                        .await
-                        .is_ok_and(|there| there == [true]);
-                if is_there && self.lands_from_tiers(takeoff).await {
-                    lease.release().await;
-                    return Err(Answered);
-                }
                 return Ok(Some(lease));
             }
             if !patience.wait(&space.core).await {
@@ -570,6 +573,15 @@ pub(crate) struct New<V> {
 
 /// The flight is over.
 pub(crate) struct Answered;
+
+/// Whether whoever held the leases of these keys before may have stored a value since the tiers
+/// were asked.
+pub(crate) async fn may_be_there_now(space: &Arc<SpaceCore>, wanted: &[&Wanted]) -> bool {
+    space.core.authority.scope() > Scope::Process
+        && read::exist(space, wanted.iter().map(|wanted| &*wanted.bytes))
+            .await
+            .is_ok_and(|there| there.contains(&true))
+}
 
 /// The loader's answer and the time that it took, or why there is none.
 pub(crate) async fn run<A>(

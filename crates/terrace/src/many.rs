@@ -13,7 +13,7 @@ use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::flight::{Crash, Flight, Joined, Landed, Takeoff};
 use crate::key::{Key, KeyBuffer, KeyRef};
 use crate::lease::{Lease, while_held};
-use crate::load::{Flown, Job, Loading, Request, catch_panic, run};
+use crate::load::{Flown, Job, Loading, Request, catch_panic, may_be_there_now, run};
 use crate::loaded::Loaded;
 use crate::options::{Reading, Wants};
 use crate::read;
@@ -309,11 +309,15 @@ async fn fly_many<K, V: Send + Sync + 'static>(
     let mut leases: Vec<Lease> = Vec::new();
     let mut to_load = Vec::new();
     for open in open {
-        let asked = while_held(&leases, open.job.lease_or_answer(&open.takeoff)).await;
+        let asked = while_held(&leases, open.job.lease(&open.takeoff)).await;
         if let Ok(lease) = asked {
             leases.extend(lease);
             to_load.push(open);
         }
+    }
+    let wanted: Vec<_> = to_load.iter().map(|open| &open.job.wanted).collect();
+    if while_held(&leases, may_be_there_now(&space, &wanted)).await {
+        while_held(&leases, look_below(&space, codec, &mut to_load)).await;
     }
     if !to_load.is_empty() {
         let loading = run(&space, flights, loading, is_nested);
