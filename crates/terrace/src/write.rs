@@ -529,8 +529,7 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
             });
             is_newer
                 && core.permits(ticket, &names)
-                && core.mirror.standing_in_full(meta.stamp, &names)
-                    == Standing::Good
+                && core.mirror.standing_in_full(meta.stamp, &names) == Standing::Good
         })
     };
     // A value that had to make room may panic when it is dropped. Nobody counts on this one

@@ -10,6 +10,7 @@
     reason = "a test that cannot go on has to say so and stop"
 )]
 
+mod answers;
 mod bomb;
 mod cancel;
 mod clock;
@@ -20,6 +21,7 @@ mod disk;
 mod errors;
 mod golden_frame;
 mod keys;
+mod many_keys;
 mod model;
 mod outage;
 mod panic;
