@@ -126,11 +126,10 @@ where
     E: LoaderFailure,
 {
     if space.confirms
-        && let Err(error) = space.core.follow().await
+        && let Err(Error::Authority(error)) = space.core.confirm().await
     {
-        let source = Arc::new(error);
-        let failed = || Error::Tier { tier: "ledger".into(), source: Arc::clone(&source) };
-        return keys.iter().map(|_| Err(LoadError::Cache(failed()))).collect();
+        let failed = || LoadError::Cache(Error::Authority(error.clone()));
+        return keys.iter().map(|_| Err(failed())).collect();
     }
     let mut answers = Vec::with_capacity(keys.len());
     let mut leading = Vec::new();
