@@ -124,7 +124,6 @@ async fn get<V: Send + Sync + 'static>(
         space.core.confirm().await?;
     }
     let reading = options.reading;
-    let now = space.core.clock.tick();
     let mut stale = None;
     if !has_looked {
         let key = KeyRef { space: space.number, bytes: &wanted.bytes };
@@ -160,7 +159,7 @@ async fn get<V: Send + Sync + 'static>(
         reading.max_stale.is_some()
             && !space.policy.is_strict
             && space.mode() == Mode::On
-            && read::is_stale_enough(&entry.meta, &reading, now)
+            && read::is_stale_enough(&space, &entry.meta, &reading)
     });
     Ok(stale.map(|(entry, source)| {
         bump(&space.counters.stale);
@@ -552,7 +551,7 @@ pub(crate) fn takes(
     reading.is_none_or(|reading| {
         reading.wants != Wants::New
             && read::is_recent_enough(meta, reading)
-            && read::is_stale_enough(meta, reading, space.core.clock.tick())
+            && read::is_stale_enough(space, meta, reading)
     }) && read::freshness_below(space, name, meta) != Freshness::Dead
 }
 
@@ -588,11 +587,10 @@ pub(crate) fn answer<V: Send + Sync + 'static, E: LoaderFailure>(
 
 /// Whether this caller accepts what a flight landed with when its load had failed.
 fn stands_in(space: &SpaceCore, landed: &Landed, reading: Option<&Reading>) -> bool {
-    let now = space.core.clock.tick();
     reading.is_none_or(|reading| {
         reading.wants != Wants::New
             && read::is_recent_enough(landed.entry.meta(), reading)
-            && read::is_stale_enough(landed.entry.meta(), reading, now)
+            && read::is_stale_enough(space, landed.entry.meta(), reading)
     })
 }
 
@@ -690,8 +688,7 @@ pub(crate) fn is_held_back(
     reading: Option<&Reading>,
 ) -> bool {
     let is_acceptable = space.policy.allows_stale()
-        && reading
-            .is_none_or(|reading| read::is_stale_enough(meta, reading, space.core.clock.tick()));
+        && reading.is_none_or(|reading| read::is_stale_enough(space, meta, reading));
     let waits =
         is_acceptable && read::waits_for_retry(space, key, &space.name_of(key.bytes)).is_some();
     if waits {

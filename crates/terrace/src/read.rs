@@ -64,10 +64,15 @@ pub(crate) fn is_recent_enough(meta: &Meta, reading: &Reading) -> bool {
     reading.at_least.as_ref().is_none_or(|version| meta.source_age().is_at_least(version))
 }
 
-/// Whether an entry that is past its end at `now` is not so by more than a read accepts.
-pub(crate) fn is_stale_enough(meta: &Meta, reading: &Reading, now: Tick) -> bool {
-    let end = meta.times.life().fresh_until;
-    reading.max_stale.is_none_or(|most| now.saturating_since(end) <= most)
+/// Whether an entry that is past its end is not so by more than a read accepts.
+pub(crate) fn is_stale_enough(space: &SpaceCore, meta: &Meta, reading: &Reading) -> bool {
+    reading.max_stale.is_none_or(|most| {
+        let here = space.core.clock.tick().saturating_since(meta.times.life().fresh_until);
+        // What was found below when it was past its end already only says when that was.
+        let end = meta.times.written().expires;
+        let written = end.map_or(Duration::ZERO, |end| space.core.wall().saturating_since(end));
+        here.max(written) <= most
+    })
 }
 
 /// The failure for which a load of a key has to wait; what was invalidated since need not.
