@@ -127,7 +127,6 @@ async fn get<V: Send + Sync + 'static>(
         space.core.confirm().await?;
     }
     let reading = options.reading;
-    let now = space.core.clock.tick();
     let mut stale = None;
     if !has_looked {
         let key = KeyRef { space: space.number, bytes: &wanted.bytes };
@@ -163,7 +162,7 @@ async fn get<V: Send + Sync + 'static>(
         reading.max_stale.is_some()
             && !space.policy.is_strict
             && space.mode() == Mode::On
-            && read::is_stale_enough(&entry.meta, &reading, now)
+            && read::is_stale_enough(&space, &entry.meta, &reading)
     });
     Ok(stale.map(|(entry, source)| {
         bump(&space.counters.stale);
@@ -612,7 +611,7 @@ pub(crate) fn takes(
     reading.is_none_or(|reading| {
         reading.wants != Wants::New
             && read::is_recent_enough(meta, reading)
-            && read::is_stale_enough(meta, reading, space.core.clock.tick())
+            && read::is_stale_enough(space, meta, reading)
     }) && read::freshness_below(space, name, meta) != Freshness::Dead
 }
 
@@ -648,11 +647,10 @@ pub(crate) fn answer<V: Send + Sync + 'static, E: LoaderFailure>(
 
 /// Whether this caller accepts what a flight landed with when its load had failed.
 fn stands_in(space: &SpaceCore, landed: &Landed, reading: Option<&Reading>) -> bool {
-    let now = space.core.clock.tick();
     reading.is_none_or(|reading| {
         reading.wants != Wants::New
             && read::is_recent_enough(landed.entry.meta(), reading)
-            && read::is_stale_enough(landed.entry.meta(), reading, now)
+            && read::is_stale_enough(space, landed.entry.meta(), reading)
     })
 }
 
@@ -731,6 +729,9 @@ pub(crate) fn hit<V: Send + Sync + 'static>(
             Freshness::Aging => Hit::Aging(entry),
             Freshness::Stale | Freshness::Dead => Hit::Stale(entry),
         },
+        Some(Known::Absent) if reading.is_some_and(|reading| !reading.takes_absent()) => {
+            Hit::Nothing
+        }
         Some(Known::Absent) => Hit::Absent,
         None => Hit::Nothing,
     };
@@ -773,8 +774,7 @@ pub(crate) fn is_held_back(
     reading: Option<&Reading>,
 ) -> bool {
     let is_acceptable = space.policy.allows_stale()
-        && reading
-            .is_none_or(|reading| read::is_stale_enough(meta, reading, space.core.clock.tick()));
+        && reading.is_none_or(|reading| read::is_stale_enough(space, meta, reading));
     let waits =
         is_acceptable && read::waits_for_retry(space, key, &space.name_of(key.bytes)).is_some();
     if waits {

@@ -109,7 +109,10 @@ impl Core {
 
     /// Hears everything that the ledger says up to now, or fails.
     pub(crate) async fn confirm(self: &Arc<Self>) -> Result<(), Error> {
-        self.follow().await.map_err(Error::Authority)
+        // However many wait for their turn before a ledger that does not answer.
+        let followed = self.follow();
+        let limit = self.authority_deadline;
+        Ok(within(&*self.runtime, limit, "ask the ledger", followed).await?)
     }
 
     /// Whether an entry in memory still stands.

@@ -216,7 +216,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             return false;
         }
         match read::from_memory::<V>(space, takeoff.key(), space.core.clock.tick()) {
-            Some(Known::Absent) if self.request.reading.wants != Wants::New => {
+            Some(Known::Absent) if self.request.reading.takes_absent() => {
                 takeoff.land(Err(Crash::Absent));
                 true
             }
@@ -399,23 +399,26 @@ impl<V: Send + Sync + 'static> Job<V> {
     }
 
     /// The lease of the key; or whoever held it before has answered.
-    pub(crate) async fn lease_or_answer(
-        &self,
-        takeoff: &Takeoff,
-    ) -> Result<Option<Lease>, Answered> {
+    async fn lease_or_answer(&self, takeoff: &Takeoff) -> Result<Option<Lease>, Answered> {
+        let lease = self.lease(takeoff).await?;
+        if let Some(lease) = lease {
+            if may_be_there_now(&self.request.space, &[&self.wanted]).await
+                && self.lands_from_tiers(takeoff).await
+            {
+                lease.release().await;
+                return Err(Answered);
+            }
+            return Ok(Some(lease));
+        }
+        Ok(None)
+    }
+
+    /// The lease of the key, or none if whoever has it is slow; unless the holder has answered.
+    pub(crate) async fn lease(&self, takeoff: &Takeoff) -> Result<Option<Lease>, Answered> {
         let Request { space, .. } = &self.request;
         let mut patience = Patience::new(space.policy.load_deadline);
         loop {
             if let Some(lease) = Lease::ask(&space.core, &self.wanted.name).await {
-                // Whoever held it before may have stored the value since the tiers were asked.
-                let is_there = space.core.authority.scope() > Scope::Process
-                    && read::exist(space, [&*self.wanted.bytes])
-                        .await
-                        .is_ok_and(|there| there == [true]);
-                if is_there && self.lands_from_tiers(takeoff).await {
-                    lease.release().await;
-                    return Err(Answered);
-                }
                 return Ok(Some(lease));
             }
             if !patience.wait(&space.core).await {
@@ -483,7 +486,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             },
             Answer::Absent => {
                 bump(&space.counters.absent);
-                self.store_absent(takeoff).await;
+                self.store_absent(takeoff, &options.tags).await;
             }
             Answer::Failed(error) => {
                 let crash = Crash::Loader(error);
@@ -498,7 +501,7 @@ impl<V: Send + Sync + 'static> Job<V> {
     /// the disk. If it is not taken, the flight lands once the tiers below have it.
     fn keep(&self, takeoff: &Takeoff, fresh: Fresh<V>) -> New<V> {
         let Request { space, reading, .. } = &self.request;
-        let is_stored = space.mode() != Mode::Off;
+        let is_stored = space.mode() != Mode::Off && !self.is_outdated(takeoff, &fresh);
         let is_in_memory = is_stored
             && !reading.unwritten.has_memory()
             && write::to_memory(space, takeoff.key(), &fresh.entry, self.ticket);
@@ -506,6 +509,17 @@ impl<V: Send + Sync + 'static> Job<V> {
             self.land_loaded(takeoff, &fresh);
         }
         New { fresh, is_stored, has_landed: is_in_memory || !is_stored }
+    }
+
+    /// Whether something newer is known, as the source itself says: a source may answer from a
+    /// replica that lags behind.
+    fn is_outdated(&self, takeoff: &Takeoff, fresh: &Fresh<V>) -> bool {
+        let (space, meta) = (&self.request.space, &fresh.entry.meta);
+        let is_older = self.stale.as_ref().is_some_and(|(known, _)| {
+            meta.source_age().is_older_than(known.meta.source_age())
+                && read::freshness_below(space, &self.wanted.name, &known.meta) != Freshness::Dead
+        });
+        is_older || write::is_outdated(space, takeoff.key(), meta)
     }
 
     /// Stores new entries in the tiers below memory, and lands the flights that have not.
@@ -529,15 +543,16 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
     }
 
-    async fn store_absent(&self, takeoff: &Takeoff) {
+    async fn store_absent(&self, takeoff: &Takeoff, tags: &Arc<[Arc<str>]>) {
         let Request { space, reading, .. } = &self.request;
         if space.mode() != Mode::Off && !reading.unwritten.has_memory() {
-            write::absent_to_memory(space, takeoff.key(), self.ticket);
+            write::absent_to_memory(space, takeoff.key(), self.ticket, tags);
         }
-        takeoff.land(Err(Crash::Absent));
+        // Whoever is told so must not find it below afterwards.
         if self.stale.is_some() && space.mode() != Mode::Off {
             write::take_away_everywhere(space, &self.wanted, reading.unwritten).await;
         }
+        takeoff.land(Err(Crash::Absent));
     }
 
     fn land_loaded(&self, takeoff: &Takeoff, fresh: &Fresh<V>) {
@@ -548,7 +563,8 @@ impl<V: Send + Sync + 'static> Job<V> {
         if !takeoff.land_if(Ok(landed.clone()), || space.core.permits(self.ticket, &names)) {
             // Something named it meanwhile. Lines that name what the flight was known to be about
             // have superseded it; those about tags that only the loader knew have not.
-            let has_own_tags = tags.len() > self.request.options.tags.len();
+            let of_call = &self.request.options.tags;
+            let has_own_tags = tags.iter().any(|tag| !of_call.contains(tag));
             takeoff.land(Ok(Landed { has_own_tags, ..landed }));
         }
     }
@@ -576,6 +592,10 @@ impl<V: Send + Sync + 'static> Job<V> {
     fn may_serve(&self, entry: &Entry<V>) -> bool {
         let space = &self.request.space;
         let freshness = read::freshness_below(space, &self.wanted.name, &entry.meta);
+        // In a shadow every answer is the loader's, its errors too.
+        if space.mode() != Mode::On {
+            return false;
+        }
         freshness.is_fresh() || freshness == Freshness::Stale && space.policy.allows_stale()
     }
 
@@ -638,6 +658,15 @@ pub(crate) struct New<V> {
 
 /// The flight is over.
 pub(crate) struct Answered;
+
+/// Whether whoever held the leases of these keys before may have stored a value since the tiers
+/// were asked.
+pub(crate) async fn may_be_there_now(space: &Arc<SpaceCore>, wanted: &[&Wanted]) -> bool {
+    space.core.authority.scope() > Scope::Process
+        && read::exist(space, wanted.iter().map(|wanted| &*wanted.bytes))
+            .await
+            .is_ok_and(|there| there.contains(&true))
+}
 
 /// The loader's answer and the time that it took, or why there is none.
 pub(crate) async fn run<A>(

@@ -13,7 +13,7 @@ use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::flight::{Crash, Flight, Joined, Landed, Takeoff};
 use crate::key::{Key, KeyBuffer, KeyRef};
 use crate::lease::{Lease, while_held};
-use crate::load::{Flown, Job, Loading, Request, catch_panic, run};
+use crate::load::{Flown, Job, Loading, Request, catch_panic, may_be_there_now, run};
 use crate::loaded::Loaded;
 use crate::options::{Reading, Wants};
 use crate::read;
@@ -106,7 +106,6 @@ struct Flying {
     flight: Arc<Flight>,
     wait: Option<waits::Wait>,
     name: Arc<str>,
-    is_leading: bool,
 }
 
 /// See [`Space::get_many_or_load`](crate::Space::get_many_or_load).
@@ -127,11 +126,10 @@ where
     E: LoaderFailure,
 {
     if space.confirms
-        && let Err(error) = space.core.follow().await
+        && let Err(Error::Authority(error)) = space.core.confirm().await
     {
-        let source = Arc::new(error);
-        let failed = || Error::Tier { tier: "ledger".into(), source: Arc::clone(&source) };
-        return keys.iter().map(|_| Err(LoadError::Cache(failed()))).collect();
+        let failed = || LoadError::Cache(Error::Authority(error.clone()));
+        return keys.iter().map(|_| Err(failed())).collect();
     }
     let mut answers = Vec::with_capacity(keys.len());
     let mut leading = Vec::new();
@@ -144,6 +142,8 @@ where
             Err(error) => Pending::Refused(error),
         });
     }
+    // A key may be there twice: each of both waits for a flight of this call.
+    let own: Vec<_> = leading.iter().map(|leg| leg.takeoff.flight()).collect();
     if !leading.is_empty() {
         start::<K, _, _, _, _, _, _>(space, codec, leading, loader);
     }
@@ -153,11 +153,16 @@ where
             Pending::Known(answer) => answer.map_err(LoadError::from),
             Pending::Refused(error) => Err(LoadError::Cache(error)),
             Pending::Circle => Err(LoadError::Circle),
-            Pending::Flying(Flying { flight, wait: _wait, name, is_leading }) => {
+            Pending::Flying(Flying { flight, wait: _wait, name }) => {
                 let takes = |offer: &Landed| call::takes(space, &name, offer, None);
                 match flight.wait_or_take(takes).await {
                     // What it is about may have been invalidated before this call.
-                    Ok(landed) if landed.has_own_tags && !is_leading => Err(LoadError::Superseded),
+                    Ok(landed)
+                        if landed.has_own_tags
+                            && !own.iter().any(|own| Arc::ptr_eq(own, &flight)) =>
+                    {
+                        Err(LoadError::Superseded)
+                    }
                     outcome => call::answer(space, None, outcome),
                 }
             }
@@ -195,20 +200,20 @@ fn ask<V: Send + Sync + 'static>(
             Pending::Known(Ok(in_memory(entry, true)))
         }
         Hit::Stale(_) | Hit::Nothing => {
-            let (flight, is_leading) = match board(space, key, false) {
+            let flight = match board(space, key, false) {
                 Joined::Following(flight) => {
                     bump(&space.counters.loads_shared);
-                    (flight, false)
+                    flight
                 }
                 Joined::Leading(takeoff) => {
                     let flight = takeoff.flight();
                     lead(takeoff, Wants::Fresh);
-                    (flight, true)
+                    flight
                 }
             };
             let name = space.name_of(key.bytes);
             match waits::begin(&flight) {
-                Ok(wait) => Pending::Flying(Flying { flight, wait, name, is_leading }),
+                Ok(wait) => Pending::Flying(Flying { flight, wait, name }),
                 Err(waits::Circle) => Pending::Circle,
             }
         }
@@ -309,11 +314,15 @@ async fn fly_many<K, V: Send + Sync + 'static>(
     let mut leases: Vec<Lease> = Vec::new();
     let mut to_load = Vec::new();
     for open in open {
-        let asked = while_held(&leases, open.job.lease_or_answer(&open.takeoff)).await;
+        let asked = while_held(&leases, open.job.lease(&open.takeoff)).await;
         if let Ok(lease) = asked {
             leases.extend(lease);
             to_load.push(open);
         }
+    }
+    let wanted: Vec<_> = to_load.iter().map(|open| &open.job.wanted).collect();
+    if while_held(&leases, may_be_there_now(&space, &wanted)).await {
+        while_held(&leases, look_below(&space, codec, &mut to_load)).await;
     }
     if !to_load.is_empty() {
         let loading = run(&space, flights, loading, is_nested);

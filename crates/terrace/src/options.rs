@@ -72,6 +72,14 @@ pub(crate) struct Reading {
     pub(crate) wants: Wants,
 }
 
+impl Reading {
+    /// Whether "there is none", as it is remembered, is an answer.
+    pub(crate) fn takes_absent(&self) -> bool {
+        // Whoever wants a version knows that there is one.
+        self.wants != Wants::New && self.at_least.is_none()
+    }
+}
+
 /// What a read is content with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Wants {

@@ -70,10 +70,15 @@ pub(crate) fn is_unchecked(space: &SpaceCore, meta: &Meta, now: Tick) -> bool {
     meta.times.checked().is_none_or(|checked| now.saturating_since(checked) >= every)
 }
 
-/// Whether an entry that is past its end at `now` is not so by more than a read accepts.
-pub(crate) fn is_stale_enough(meta: &Meta, reading: &Reading, now: Tick) -> bool {
-    let end = meta.times.life().fresh_until;
-    reading.max_stale.is_none_or(|most| now.saturating_since(end) <= most)
+/// Whether an entry that is past its end is not so by more than a read accepts.
+pub(crate) fn is_stale_enough(space: &SpaceCore, meta: &Meta, reading: &Reading) -> bool {
+    reading.max_stale.is_none_or(|most| {
+        let here = space.core.clock.tick().saturating_since(meta.times.life().fresh_until);
+        // What was found below when it was past its end already only says when that was.
+        let end = meta.times.written().expires;
+        let written = end.map_or(Duration::ZERO, |end| space.core.wall().saturating_since(end));
+        here.max(written) <= most
+    })
 }
 
 /// The failure for which a load of a key has to wait; what was invalidated since need not.
@@ -356,11 +361,16 @@ async fn copy_up<V: Send + Sync + 'static>(
 }
 
 /// Whether something fresh is under each key. Decodes and copies nothing.
+///
+/// Where the space confirms what it says, this fails if the ledger cannot be asked.
 pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
     space: &Arc<SpaceCore>,
     keys: impl IntoIterator<Item = &'a K>,
 ) -> Result<Vec<bool>, Error> {
     let core = &space.core;
+    if space.confirms {
+        core.confirm().await?;
+    }
     let mut wanted = Vec::new();
     let mut found = Vec::new();
     for key in keys {
@@ -372,6 +382,9 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         });
         found.push(in_memory == Some(true));
         wanted.push(space.wanted(key.bytes));
+    }
+    if space.mode() == Mode::Off {
+        return Ok(vec![false; wanted.len()]);
     }
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
         let missing: Vec<_> = found.iter_mut().zip(&wanted).filter(|(found, _)| !**found).collect();

@@ -296,7 +296,8 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// Whether a fresh value is under `key`. Loads and copies nothing.
     ///
     /// # Errors
-    /// The key is too long, or the cache is closed.
+    /// The key is too long, the cache is closed, or the space is
+    /// [strict](SpaceBuilder::strict) and its ledger cannot be asked.
     pub async fn exists(&self, key: &K) -> Result<bool, Error> {
         Ok(self.exists_many([key]).await? == 1)
     }

@@ -20,6 +20,7 @@ use crate::load::count_superseded;
 use crate::loaded::{Answer, Loaded};
 use crate::options::Tiers;
 use crate::policy::Ttl;
+use crate::protocol::Standing;
 use crate::read::{self, Wanted};
 use crate::runtime::BoxFuture;
 use crate::space::{Mode, SpaceCore};
@@ -448,13 +449,16 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
     let value = match loaded.answer {
         Answer::Value(value) if space.mode() != Mode::Off => value,
         Answer::Absent if space.mode() != Mode::Off => {
-            absent_to_memory(space, key, ticket);
+            absent_to_memory(space, key, ticket, &options.tags);
             return Ok(false);
         }
         _ => return Ok(false),
     };
     space.core.retries.forget(key);
     let fresh = prepare(space, codec, value, &options);
+    if is_outdated(space, key, &fresh.entry.meta) {
+        return Ok(false);
+    }
     to_memory(space, key, &fresh.entry, ticket);
     let fill_one = Fill { wanted: &wanted, fresh: &fresh, ticket };
     let is_permitted = fill_one.is_permitted(space);
@@ -521,12 +525,11 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
                 let present = present.value.meta();
                 core.mirror.is_foreign(present.stamp)
                     || present.stamp.number <= meta.stamp.number
-                        && !meta.source_age().is_older_than(present.source_age())
+                        && !is_outdated_by(space, key, meta, present)
             });
             is_newer
                 && core.permits(ticket, &names)
-                && core.mirror.standing_in_full(meta.stamp, &names)
-                    == crate::protocol::Standing::Good
+                && core.mirror.standing_in_full(meta.stamp, &names) == Standing::Good
         })
     };
     // A value that had to make room may panic when it is dropped. Nobody counts on this one
@@ -539,9 +542,31 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
     is_stored
 }
 
+/// Whether memory has something newer, as the source itself says.
+pub(crate) fn is_outdated(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> bool {
+    let core = &space.core;
+    let outdated = core.memory.as_ref().and_then(|memory| {
+        memory.peek_with(&key, core.clock.tick(), |view| {
+            is_outdated_by(space, key, meta, view.value.meta())
+        })
+    });
+    outdated == Some(true)
+}
+
+/// The same of one entry in memory: what was invalidated makes way for anything.
+fn is_outdated_by(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta, present: &Meta) -> bool {
+    meta.source_age().is_older_than(present.source_age())
+        && space.core.standing_in_memory(space, key, present) == Standing::Good
+}
+
 /// Remembers that the source has no value, if the space wants that, and nothing since the
 /// ticket names the key; forgets what was there before in any case.
-pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticket) {
+pub(crate) fn absent_to_memory(
+    space: &SpaceCore,
+    key: KeyRef<'_>,
+    ticket: Ticket,
+    tags: &Arc<[Arc<str>]>,
+) {
     let core = &space.core;
     let Some(memory) = &core.memory else { return };
     let now = core.clock.tick();
@@ -554,6 +579,7 @@ pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticke
         ttl: Ttl::Exactly(ttl),
         stamp: ticket.stamp,
         is_hashed: key::is_hashed(key.bytes),
+        tags: Arc::clone(tags),
         ..EntryOptions::default()
     };
     let absent = make(space, Encoded { value: Absent, bytes: None }, &options).entry;
@@ -561,7 +587,7 @@ pub(crate) fn absent_to_memory(space: &SpaceCore, key: KeyRef<'_>, ticket: Ticke
     let attributes =
         Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
     let name = space.name_of(key.bytes);
-    let names = Names { key: &name, space: &space.name, tags: &[] };
+    let names = Names { key: &name, space: &space.name, tags };
     let any: AnyEntry = absent;
     drop_all(|| {
         // Where it is refused, the next call asks the source again.

@@ -13,12 +13,11 @@ use terrace::clock::{Clock as _, SystemClock};
 use terrace::runtime::BoxFuture;
 use terrace::{Disk, LoadError, LoadMany, Memory, Space, Terrace};
 use terrace_test::ManualClock;
+use terrace_test::sweep::poll_and_drop;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::support::{
-    Everywhere as _, Refused, count, ends, eventually, let_others_run, ms, poll_and_drop,
-};
+use crate::support::{Everywhere as _, Refused, count, ends, eventually, let_others_run, ms};
 
 const SECOND: Duration = Duration::from_secs(1);
 

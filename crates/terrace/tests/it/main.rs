@@ -10,6 +10,7 @@
     reason = "a test that cannot go on has to say so and stop"
 )]
 
+mod answers;
 mod backoff;
 mod bomb;
 mod bulkhead;
@@ -24,8 +25,10 @@ mod errors;
 mod golden_frame;
 mod history;
 mod keys;
+mod many_keys;
 mod model;
 mod not_found;
+mod options;
 mod outage;
 mod panic;
 mod probe;
@@ -35,8 +38,11 @@ mod restart;
 mod skew;
 mod slow;
 mod stampede;
+mod stop;
+mod strict;
 mod supersede;
 mod support;
+mod tickets;
 mod unsafe_code;
 mod verbs;
 mod waves;
