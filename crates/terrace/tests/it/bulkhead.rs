@@ -17,7 +17,9 @@ use terrace_test::sweep::poll_and_drop;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::support::{Everywhere as _, Refused, count, ends, eventually, let_others_run, ms};
+use crate::support::{
+    Everywhere as _, PausedClock, Refused, count, ends, eventually, let_others_run, ms,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -201,7 +203,7 @@ async fn who_waits_too_long_for_a_permit_is_told_so() {
                 let _running = source.enter();
                 Ok::<_, Refused>(1)
             };
-            let began = tokio::time::Instant::now();
+            let began = PausedClock::default();
             (space.get_or_load(&key, load).await, began.elapsed())
         });
     }
@@ -290,7 +292,7 @@ async fn a_load_that_a_running_one_waits_for_needs_no_permit() {
         })
         .await;
         let_others_run().await;
-        let began = tokio::time::Instant::now();
+        let began = PausedClock::default();
         pass.add_permits(1);
         assert_eq!(ends("the load that holds the permit", outer).await.unwrap(), Ok(6));
         assert_eq!(queued.await.unwrap().unwrap(), 5);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use terrace::clock::Clock as _;
 use terrace::{Cached, Disk, LoadError, LoadMany, Memory, Source, Space, Terrace, Tier};
 use terrace_test::{Calls, ChaosStore, Fault, ManualClock, MapStore, Verb};
 use tokio::sync::{Notify, Semaphore};
@@ -77,7 +78,7 @@ impl Bed {
     fn ask(&self) -> JoinHandle<(Answer, Duration)> {
         let (space, load) = (self.space.clone(), self.load());
         tokio::spawn(async move {
-            let began = tokio::time::Instant::now();
+            let began = PausedClock::default();
             let answer = space.get_or_load("key", |_| load).await;
             (answer, began.elapsed())
         })
@@ -232,7 +233,7 @@ async fn after_the_hard_deadline_the_load_is_given_up_and_its_permit_is_back() {
                     });
                     std::future::pending::<Result<u64, Refused>>().await
                 };
-                let began = tokio::time::Instant::now();
+                let began = PausedClock::default();
                 (space.get_or_load("key", load).await, began.elapsed())
             });
         }
@@ -278,7 +279,7 @@ async fn a_caller_without_patience_leaves_and_the_load_goes_on() {
         let ask = |key: &'static str, default: Option<u64>| {
             let (space, load) = (bed.space.clone(), bed.load());
             async move {
-                let began = tokio::time::Instant::now();
+                let began = PausedClock::default();
                 let mut call = space.get_or_load(key, |_| load).patience(ms(300));
                 if let Some(default) = default {
                     call = call.or_default(default);
@@ -356,18 +357,18 @@ async fn tiers_that_never_answer_cost_what_the_space_allows() {
     lower.inject(Calls::from(Verb::Get), Fault::Hang);
     for round in 0..20 {
         let key = format!("key {round}");
-        let began = tokio::time::Instant::now();
+        let began = PausedClock::default();
         let load = space.get_or_load(&key, |_| async { Ok::<_, Refused>(2) });
         assert_eq!(*load.await.unwrap(), 2, "{round}");
         let waited = began.elapsed();
         assert!(waited <= ms(510), "{round}: {waited:?} for both tiers");
-        let began = tokio::time::Instant::now();
+        let began = PausedClock::default();
         assert!(space.get("none").await.unwrap().is_none());
         let waited = began.elapsed();
         assert!(waited <= ms(510), "{round}: {waited:?} for both tiers");
     }
     let patient = space.get("none").patience(ms(20));
-    let began = tokio::time::Instant::now();
+    let began = PausedClock::default();
     assert!(patient.await.unwrap().is_none());
     assert!(began.elapsed() <= ms(20), "{:?}", began.elapsed());
 }
@@ -396,7 +397,7 @@ async fn a_tier_that_hangs_does_not_put_off_the_soft_deadline() {
     space.insert("key", 1).await.everywhere();
     clock.advance(11 * SECOND);
     store.inject(Calls::from(Verb::Get), Fault::Hang);
-    let began = tokio::time::Instant::now();
+    let began = PausedClock::default();
     let answer = space.get_or_load("key", |_| async { Ok::<_, Refused>(2) }).await;
     is_stale(&answer);
     assert!(began.elapsed() <= ms(310), "{:?}", began.elapsed());

@@ -185,6 +185,10 @@ impl Clock for PausedClock {
 }
 
 impl Default for PausedClock {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the time of a paused runtime is in the test's hands"
+    )]
     fn default() -> Self {
         Self(tokio::time::Instant::now())
     }
