@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use terrace::clock::WallTime;
@@ -15,7 +15,9 @@ use terrace::{
 use terrace_test::{ChaosStore, ManualClock, MapStore, START, Verb};
 use tokio::sync::Semaphore;
 
-use crate::support::{Bed, Everywhere as _, Layout, Refused, ends, eventually, let_others_run, ms};
+use crate::support::{
+    Bed, Everywhere as _, Layout, Refused, count, ends, eventually, let_others_run, ms,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -583,5 +585,57 @@ async fn tags_that_cannot_be_used_are_an_error_and_harm_nothing() {
         });
         let answer = call.tags(&many[..64]).await.unwrap();
         assert_eq!(answer.tags().count(), 64, "{layout:?}: the same tag counts once");
+    }
+}
+
+/// Readers that ask all the time for ids that do not exist yet: whoever asks after the line about
+/// a new one finds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c13_not_found_then_inserted() {
+    for layout in Layout::ALL {
+        let bed = Bed::new(layout).await;
+        let space: Space<u64, u64> = bed.space("space").negative_ttl(HOUR).build().unwrap();
+        for id in 0..count(250, 2_500) as u64 {
+            let is_there = Arc::new(AtomicBool::new(false));
+            let ask = || {
+                let (space, is_there) = (space.clone(), Arc::clone(&is_there));
+                async move {
+                    let source = |_| async move {
+                        let found = is_there.load(Ordering::SeqCst);
+                        tokio::task::yield_now().await;
+                        Ok::<_, Infallible>(if found {
+                            Loaded::value(id)
+                        } else {
+                            Loaded::absent()
+                        })
+                    };
+                    space.get_or_load(&id, source).tags([format!("tag {id}")]).await
+                }
+            };
+            if id % 2 == 0 {
+                let answer = ends("the first read", ask()).await;
+                assert!(matches!(answer, Err(LoadError::Absent)), "{layout:?}, {id}: {answer:?}");
+            }
+            let before: Vec<_> = (0..3).map(|_| tokio::spawn(ask())).collect();
+            is_there.store(true, Ordering::SeqCst);
+            match id % 5 {
+                0 => bed.invalidate_tag(&format!("tag {id}")).await.everywhere(),
+                1 => space.clear().await.everywhere(),
+                2 => space.insert(&id, id).await.everywhere(),
+                _ => space.invalidate(&id).await.everywhere(),
+            }
+            for _ in 0..3 {
+                let answer = ends("a later read", ask()).await;
+                assert_eq!(*answer.expect("it is there"), id, "{layout:?}");
+                let_others_run().await;
+            }
+            for caller in before {
+                // They may have come before it was there.
+                let answer = ends("an earlier read", caller).await.unwrap();
+                assert!(matches!(answer, Ok(_) | Err(LoadError::Absent)), "{answer:?}");
+            }
+            let answer = ends("the last read", ask()).await;
+            assert_eq!(*answer.expect("it is there"), id, "{layout:?}");
+        }
     }
 }

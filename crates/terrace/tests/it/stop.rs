@@ -128,7 +128,7 @@ async fn use_it(directory: &Path, round: usize) {
     for _ in 0..round % 7 {
         tokio::task::yield_now().await;
     }
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         assert!(ends("stop: closing", terrace.close()).await, "stop: not everything was finished");
         assert!(space.get(&1).await.is_err(), "stop: it is closed");
     }
