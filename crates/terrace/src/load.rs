@@ -615,15 +615,17 @@ impl<V: Send + Sync + 'static> Job<V> {
         if matches!(crash, Crash::Loader(_) | Crash::Deadline(_) | Crash::Panicked) {
             bump(&space.counters.load_errors);
         }
-        // A panic leaves the key usable at once.
-        if !matches!(crash, Crash::Loader(_) | Crash::Deadline(_)) {
-            return;
-        }
         let (core, policy) = (&space.core, &space.policy);
-        if policy.retry.first.is_zero() {
+        let now = core.clock.tick();
+        let is_remembered = matches!(crash, Crash::Loader(_) | Crash::Deadline(_))
+            && !policy.retry.first.is_zero();
+        if !is_remembered {
+            // The key is usable at once, and what ages is renewed by a read that comes soon.
+            if let Some((entry, _)) = &self.stale {
+                entry.meta.times.set_aging(now.saturating_add(policy.retry.first));
+            }
             return;
         }
-        let now = core.clock.tick();
         let can_serve = self.stale.as_ref().is_some_and(|(entry, _)| self.may_serve(entry));
         let of_call = &self.request.options.tags;
         let (tags, end) = match &self.stale {
