@@ -617,8 +617,8 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
         let (core, policy) = (&space.core, &space.policy);
         let now = core.clock.tick();
-        let is_remembered = matches!(crash, Crash::Loader(_) | Crash::Deadline(_))
-            && !policy.retry.first.is_zero();
+        let is_remembered =
+            matches!(crash, Crash::Loader(_) | Crash::Deadline(_)) && !policy.retry.first.is_zero();
         if !is_remembered {
             // The key is usable at once, and what ages is renewed by a read that comes soon.
             if let Some((entry, _)) = &self.stale {
