@@ -112,7 +112,7 @@ impl Bed {
     pub(crate) async fn new(layout: Layout) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         // Many flights at once are what most tests are about, not how many there may be.
-        let mut builder = Terrace::builder().max_loads(1_000);
+        let mut builder = Terrace::builder().max_loads(200_000);
         if layout.has_memory() {
             builder = builder.memory(Memory::bytes(64 << 20));
         }
