@@ -14,6 +14,7 @@ use crate::error::{Error, LoaderFailure};
 use crate::key::tag_name;
 use crate::ledger::Name;
 use crate::load::Load;
+use crate::removal;
 use crate::space::{SpaceBuilder, SpaceCore};
 use crate::stats::Stats;
 use crate::write::{self, Insert, Settled};
@@ -143,7 +144,7 @@ impl Terrace {
     /// The key is too long, or the cache is closed. Tiers that are away are not an
     /// error: see [`Terrace::invalidate`].
     pub async fn remove(&self, key: &str) -> Result<bool, Error> {
-        let (gone, _) = write::remove(&self.dynamic, [key]).await?;
+        let (gone, _) = removal::remove(&self.dynamic, [key]).await?;
         Ok(gone == 1)
     }
 
@@ -152,7 +153,7 @@ impl Terrace {
     /// # Errors
     /// As for [`Terrace::remove`].
     pub async fn remove_many(&self, keys: &[&str]) -> Result<u64, Error> {
-        write::remove(&self.dynamic, keys.iter().copied()).await.map(|(gone, _)| gone)
+        removal::remove(&self.dynamic, keys.iter().copied()).await.map(|(gone, _)| gone)
     }
 
     /// Whether a fresh value, or a counter, is under `key`. Loads and copies nothing.
@@ -186,7 +187,7 @@ impl Terrace {
     /// # Errors
     /// The key is too long, or the cache is closed.
     pub async fn expire(&self, key: &str, ttl: Duration) -> Result<bool, Error> {
-        write::expire(&self.dynamic, key, ttl).await
+        removal::expire(&self.dynamic, key, ttl).await
     }
 
     /// Adds `by` to the counter `key` and returns the sum.
@@ -231,7 +232,7 @@ impl Terrace {
     /// # Errors
     /// The key is too long, or the cache is closed.
     pub async fn invalidate(&self, key: &str) -> Result<Settled, Error> {
-        write::remove(&self.dynamic, [key]).await.map(|(_, settled)| settled)
+        removal::remove(&self.dynamic, [key]).await.map(|(_, settled)| settled)
     }
 
     /// Invalidates every entry that carries `tag`, in every space.
@@ -252,7 +253,7 @@ impl Terrace {
     /// # Errors
     /// The cache is closed.
     pub async fn clear(&self) -> Result<Settled, Error> {
-        write::clear(&self.core).await
+        removal::clear(&self.core).await
     }
 
     /// Removes everything from one tier: `memory`, or a tier's own name. The others
@@ -261,7 +262,7 @@ impl Terrace {
     /// # Errors
     /// There is no such tier, it does not answer, or the cache is closed.
     pub async fn clear_tier(&self, tier: &str) -> Result<u64, Error> {
-        write::clear_tier(&self.core, tier).await
+        removal::clear_tier(&self.core, tier).await
     }
 
     /// What happened since the cache was built, and how much it holds.

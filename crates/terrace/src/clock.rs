@@ -62,8 +62,8 @@ impl WallTime {
 #[derive(Debug)]
 pub struct SystemClock {
     origin: Instant,
-    /// The time of the last tick of the kernel, every 1 to 10 ms, at a third of what the exact
-    /// time costs.
+    /// The time of the last tick of the kernel, every 1 to 10 ms, in fewer instructions than the
+    /// exact time.
     #[cfg(target_os = "linux")]
     coarse_origin: coarsetime::Instant,
 }

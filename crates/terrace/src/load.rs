@@ -16,6 +16,7 @@ use crate::codec::ValueCodec;
 use crate::core::Ticket;
 use crate::entry::{Cached, Entry, Source};
 use crate::error::SharedError;
+use crate::fill;
 use crate::flight::{Crash, Departure, Flight, Landed, Takeoff};
 use crate::freshness::Freshness;
 use crate::lease::{Lease, Patience, while_held};
@@ -479,7 +480,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             }
             Answer::NotModified => match &self.stale {
                 Some((entry, _)) => {
-                    let fresh = write::renew(space, entry, &options);
+                    let fresh = fill::renew(space, entry, &options);
                     return Some(self.keep(takeoff, fresh));
                 }
                 None => self.fail(takeoff, Crash::NothingToConfirm),
@@ -531,13 +532,13 @@ impl<V: Send + Sync + 'static> Job<V> {
         let fills: Vec<_> = new
             .clone()
             .filter(|(_, _, new)| new.is_stored)
-            .map(|(job, _, New { fresh, .. })| write::Fill {
+            .map(|(job, _, New { fresh, .. })| fill::Fill {
                 wanted: &job.wanted,
                 fresh,
                 ticket: job.ticket,
             })
             .collect();
-        write::fill(space, *codec, fills, reading.unwritten).await;
+        fill::fill(space, *codec, fills, reading.unwritten).await;
         for (job, takeoff, new) in new.filter(|(_, _, new)| !new.has_landed) {
             job.land_loaded(takeoff, &new.fresh);
         }
@@ -546,11 +547,11 @@ impl<V: Send + Sync + 'static> Job<V> {
     async fn store_absent(&self, takeoff: &Takeoff, tags: &Arc<[Arc<str>]>) {
         let Request { space, reading, .. } = &self.request;
         if space.mode() != Mode::Off && !reading.unwritten.has_memory() {
-            write::absent_to_memory(space, takeoff.key(), self.ticket, tags);
+            fill::absent_to_memory(space, takeoff.key(), self.ticket, tags);
         }
         // Whoever is told so must not find it below afterwards.
         if self.stale.is_some() && space.mode() != Mode::Off {
-            write::take_away_everywhere(space, &self.wanted, reading.unwritten).await;
+            fill::take_away_everywhere(space, &self.wanted, reading.unwritten).await;
         }
         takeoff.land(Err(Crash::Absent));
     }

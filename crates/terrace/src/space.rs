@@ -20,6 +20,7 @@ use crate::codec::{Codec, ValueCodec};
 use crate::core::{Core, Ticket};
 use crate::entry::{Cached, Entry};
 use crate::error::{BuildError, Error, LoadError, LoaderFailure};
+use crate::fill;
 use crate::key::{
     self, Key, KeyBuffer, KeyRef, LARGEST_KEY, MemoryKey, StoredKey, key_name, space_name,
 };
@@ -30,6 +31,7 @@ use crate::many::{self, LoadMany};
 use crate::policy::{Backoff, Policy};
 use crate::probe::{self, Probe};
 use crate::read::{self, Wanted};
+use crate::removal;
 use crate::schema::fingerprint;
 use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
 use crate::store::Scope;
@@ -203,7 +205,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
         ticket: Ticket,
         value: impl Into<Loaded<V>>,
     ) -> Result<bool, Error> {
-        write::fill_one(&self.core, self.codec, key, ticket, value.into()).await
+        fill::fill_one(&self.core, self.codec, key, ticket, value.into()).await
     }
 
     /// What `read` makes of the fresh value in memory, if there is one.
@@ -269,7 +271,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// # Errors
     /// The key is too long, or the cache is closed.
     pub async fn remove(&self, key: &K) -> Result<bool, Error> {
-        let (gone, _) = write::remove(&self.core, [key]).await?;
+        let (gone, _) = removal::remove(&self.core, [key]).await?;
         Ok(gone == 1)
     }
 
@@ -281,7 +283,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     where
         K: 'a,
     {
-        write::remove(&self.core, keys).await.map(|(gone, _)| gone)
+        removal::remove(&self.core, keys).await.map(|(gone, _)| gone)
     }
 
     /// Invalidates `key`: from when this returns, no read here that begins later
@@ -290,7 +292,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// # Errors
     /// The key is too long, or the cache is closed.
     pub async fn invalidate(&self, key: &K) -> Result<Settled, Error> {
-        write::remove(&self.core, [key]).await.map(|(_, settled)| settled)
+        removal::remove(&self.core, [key]).await.map(|(_, settled)| settled)
     }
 
     /// Whether a fresh value is under `key`. Loads and copies nothing.
@@ -321,7 +323,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// # Errors
     /// The key is too long, or the cache is closed.
     pub async fn expire(&self, key: &K, ttl: Duration) -> Result<bool, Error> {
-        write::expire(&self.core, key, ttl).await
+        removal::expire(&self.core, key, ttl).await
     }
 
     /// Has `key` loaded again by the next read, while what is there stays at hand for when that
@@ -335,7 +337,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// # Errors
     /// The key is too long, or the cache is closed.
     pub async fn mark_stale(&self, key: &K) -> Result<bool, Error> {
-        write::expire(&self.core, key, Duration::ZERO).await
+        removal::expire(&self.core, key, Duration::ZERO).await
     }
 
     /// Changes what this space does, in this process, for all its handles at once.
@@ -355,7 +357,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// # Errors
     /// The cache is closed.
     pub async fn clear(&self) -> Result<Settled, Error> {
-        write::clear_space(&self.core).await
+        removal::clear_space(&self.core).await
     }
 }
 

@@ -8,26 +8,25 @@ use std::time::Duration;
 
 use crate::clock::WallTime;
 use crate::codec::{Codec, ValueCodec};
-use crate::core::{Core, Ticket, drop_all};
-use crate::entry::{Absent, AnyEntry, Entry, Meta, Times};
+use crate::core::{Core, Ticket};
+use crate::entry::{AnyEntry, Entry, Meta, Times};
 use crate::error::Error;
 use crate::frame::{self, Header};
 use crate::freshness::{Life, Written};
-use crate::key::{self, Key, KeyBuffer, KeyRef, StoredKey, all_schemas_prefix, tag_name};
+use crate::key::{Key, KeyBuffer, KeyRef, StoredKey, tag_name};
 use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::{Name, Names, Stamp};
-use crate::load::count_superseded;
-use crate::loaded::{Answer, Loaded};
 use crate::options::Tiers;
 use crate::policy::Ttl;
 use crate::protocol::Standing;
 use crate::read::{self, Wanted};
+use crate::removal::of_other_types;
 use crate::runtime::BoxFuture;
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::{Put, StoreError, Stored};
 use crate::tier::OpenTier;
-use terrace_memory::{Attributes, Replace, Tick};
+use terrace_memory::{Attributes, Replace};
 
 /// Whether what was written or invalidated holds everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,7 +206,7 @@ pub(crate) fn joined_tags(
     if joined.len() > MOST_TAGS { Err("there are too many tags") } else { Ok(joined.into()) }
 }
 
-fn checked_wanted<K: Key + ?Sized>(space: &SpaceCore, key: &K) -> Result<Wanted, Error> {
+pub(crate) fn checked_wanted<K: Key + ?Sized>(space: &SpaceCore, key: &K) -> Result<Wanted, Error> {
     let mut buffer = KeyBuffer::default();
     Ok(space.wanted(space.checked_key(key, &mut buffer)?.bytes))
 }
@@ -326,7 +325,7 @@ async fn store<V: Send + Sync + 'static>(
 
 /// Puts frames into a tier; returns the names of those that are not stored there, and what
 /// went wrong if the tier failed.
-async fn put_all(
+pub(crate) async fn put_all(
     space: &SpaceCore,
     tier: &OpenTier,
     index: usize,
@@ -365,105 +364,14 @@ async fn put_all(
     }
 }
 
-async fn take_away(space: &SpaceCore, tier: &OpenTier, index: usize, left: &[StoredKey]) -> bool {
+pub(crate) async fn take_away(
+    space: &SpaceCore,
+    tier: &OpenTier,
+    index: usize,
+    left: &[StoredKey],
+) -> bool {
     let Some(counters) = space.counters.below_memory().get(index) else { return true };
     tier.remove(&*space.core.runtime, counters, left).await.is_ok()
-}
-
-/// What a load is to store below memory.
-pub(crate) struct Fill<'a, V> {
-    pub(crate) wanted: &'a Wanted,
-    pub(crate) fresh: &'a Fresh<V>,
-    pub(crate) ticket: Ticket,
-}
-
-impl<V> Fill<'_, V> {
-    fn is_permitted(&self, space: &SpaceCore) -> bool {
-        let tags = &self.fresh.entry.meta.tags;
-        let names = Names { key: &self.wanted.name, space: &space.name, tags };
-        space.core.permits(self.ticket, &names)
-    }
-}
-
-/// Stores what was loaded in every tier below memory, in one exchange with each. A tier that
-/// fails is none of the callers' business.
-pub(crate) async fn fill<V: Send + Sync + 'static>(
-    space: &Arc<SpaceCore>,
-    codec: Option<ValueCodec<V>>,
-    mut fills: Vec<Fill<'_, V>>,
-    unwritten: Tiers,
-) {
-    let keep_permitted = |fills: &mut Vec<Fill<'_, V>>| {
-        fills.retain(|fill| {
-            let is_permitted = fill.is_permitted(space);
-            if !is_permitted {
-                count_superseded(space);
-            }
-            is_permitted
-        });
-    };
-    keep_permitted(&mut fills);
-    let Some(codec) = codec else { return };
-    for (index, tier) in space.core.tiers.iter().enumerate() {
-        if unwritten.has(index + 1) || fills.is_empty() {
-            continue;
-        }
-        let puts = fills
-            .iter()
-            .map(|fill| (fill.wanted, put(space, codec, fill.wanted, fill.fresh, tier)));
-        put_all(space, tier, index, puts.collect()).await;
-        // A store that does not hear the ledger may have taken what was invalidated
-        // in between.
-        let dead = fills.iter().filter(|fill| !tier.is_authority && !fill.is_permitted(space));
-        let dead: Vec<_> = dead.map(|fill| fill.wanted).collect();
-        let left: Vec<_> = dead.iter().map(|wanted| wanted.stored.clone()).collect();
-        if !left.is_empty() && !take_away(space, tier, index, &left).await {
-            let names = dead.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
-            space.core.hold_back(names.collect());
-        }
-        keep_permitted(&mut fills);
-    }
-}
-
-/// Stores what a caller has loaded by itself; says whether nothing has made it out of date.
-pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
-    space: &Arc<SpaceCore>,
-    codec: Option<ValueCodec<V>>,
-    key: &K,
-    ticket: Ticket,
-    loaded: Loaded<V>,
-) -> Result<bool, Error> {
-    let _underway = space.core.begin()?;
-    let wanted = checked_wanted(space, key)?;
-    let tags = loaded.tags.map_err(Error::Tags)?;
-    let options = EntryOptions {
-        ttl: loaded.ttl.unwrap_or_default(),
-        tags,
-        stamp: ticket.stamp,
-        is_hashed: wanted.is_hashed,
-        version: loaded.version,
-        last_modified: loaded.last_modified,
-        load_time: Duration::ZERO,
-    };
-    let key = KeyRef { space: space.number, bytes: &wanted.bytes };
-    let value = match loaded.answer {
-        Answer::Value(value) if space.mode() != Mode::Off => value,
-        Answer::Absent if space.mode() != Mode::Off => {
-            absent_to_memory(space, key, ticket, &options.tags);
-            return Ok(false);
-        }
-        _ => return Ok(false),
-    };
-    space.core.retries.forget(key);
-    let fresh = prepare(space, codec, value, &options);
-    if is_outdated(space, key, &fresh.entry.meta) {
-        return Ok(false);
-    }
-    to_memory(space, key, &fresh.entry, ticket);
-    let fill_one = Fill { wanted: &wanted, fresh: &fresh, ticket };
-    let is_permitted = fill_one.is_permitted(space);
-    fill(space, codec, vec![fill_one], Tiers::default()).await;
-    Ok(is_permitted)
 }
 
 /// Stores an entry in one tier below memory.
@@ -554,86 +462,26 @@ pub(crate) fn is_outdated(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> bo
 }
 
 /// The same of one entry in memory: what was invalidated makes way for anything.
-fn is_outdated_by(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta, present: &Meta) -> bool {
-    meta.source_age().is_older_than(present.source_age())
-        && space.core.standing_in_memory(space, key, present) == Standing::Good
-}
-
-/// Remembers that the source has no value, if the space wants that, and nothing since the
-/// ticket names the key; forgets what was there before in any case.
-pub(crate) fn absent_to_memory(
+pub(crate) fn is_outdated_by(
     space: &SpaceCore,
     key: KeyRef<'_>,
-    ticket: Ticket,
-    tags: &Arc<[Arc<str>]>,
-) {
-    let core = &space.core;
-    let Some(memory) = &core.memory else { return };
-    let now = core.clock.tick();
-    let Some(ttl) = space.policy.negative_ttl else {
-        return drop_all(|| {
-            memory.remove_if(&key, |view| view.value.meta().stamp.number <= ticket.stamp.number);
-        });
-    };
-    let options = EntryOptions {
-        ttl: Ttl::Exactly(ttl),
-        stamp: ticket.stamp,
-        is_hashed: key::is_hashed(key.bytes),
-        tags: Arc::clone(tags),
-        ..EntryOptions::default()
-    };
-    let absent = make(space, Encoded { value: Absent, bytes: None }, &options).entry;
-    let life = absent.meta.times.life();
-    let attributes =
-        Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
-    let name = space.name_of(key.bytes);
-    let names = Names { key: &name, space: &space.name, tags };
-    let any: AnyEntry = absent;
-    drop_all(|| {
-        // Where it is refused, the next call asks the source again.
-        let _ =
-            memory.replace_if(key.to_memory_key(), Arc::clone(&any), attributes, now, |present| {
-                let is_newer = present.is_none_or(|present| {
-                    let present = present.value.meta().stamp;
-                    core.mirror.is_foreign(present) || present.number <= ticket.stamp.number
-                });
-                is_newer && core.permits(ticket, &names)
-            });
-    });
-}
-
-/// Takes what the tiers below memory have under a key out of them.
-pub(crate) async fn take_away_everywhere(space: &SpaceCore, wanted: &Wanted, unwritten: Tiers) {
-    for (index, tier) in space.core.tiers.iter().enumerate() {
-        if !unwritten.has(index + 1) {
-            // A tier that fails keeps it to its end; the failure is counted.
-            take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await;
-        }
-    }
-}
-
-/// An entry whose value its source has confirmed: it begins a new life.
-pub(crate) fn renew<V>(
-    space: &SpaceCore,
-    entry: &Arc<Entry<V>>,
-    options: &EntryOptions,
-) -> Fresh<V> {
-    let (life, written) = new_life(space, options);
-    entry.meta.times.set(life, written);
-    entry.meta.times.set_checked(space.core.clock.tick());
-    Fresh { entry: Arc::clone(entry), encoded: None }
+    meta: &Meta,
+    present: &Meta,
+) -> bool {
+    meta.source_age().is_older_than(present.source_age())
+        && space.core.standing_in_memory(space, key, present) == Standing::Good
 }
 
 /// A new entry, and its bytes if they were needed already.
 pub(crate) struct Fresh<V> {
     pub(crate) entry: Arc<Entry<V>>,
-    encoded: Option<(Codec, Vec<u8>)>,
+    pub(crate) encoded: Option<(Codec, Vec<u8>)>,
 }
 
 /// A value and its bytes, if it has any.
-struct Encoded<V> {
-    value: V,
-    bytes: Option<(Codec, Vec<u8>)>,
+pub(crate) struct Encoded<V> {
+    pub(crate) value: V,
+    pub(crate) bytes: Option<(Codec, Vec<u8>)>,
 }
 
 /// An entry for a value that was loaded. One that cannot be encoded stays in memory.
@@ -678,7 +526,7 @@ fn encode_first<V>(
     }
 }
 
-fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
+pub(crate) fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
     let (life, written) = new_life(space, options);
     let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
     let meta = Meta {
@@ -696,7 +544,7 @@ fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fr
 }
 
 /// A life that begins now, here and as it is written down.
-fn new_life(space: &SpaceCore, options: &EntryOptions) -> (Life, Written) {
+pub(crate) fn new_life(space: &SpaceCore, options: &EntryOptions) -> (Life, Written) {
     let (core, policy) = (&space.core, &space.policy);
     let ttl = policy.lifetime(options.ttl, core.runtime.random());
     let life = Life::begin(core.clock.tick(), ttl, policy.stale_for);
@@ -705,7 +553,7 @@ fn new_life(space: &SpaceCore, options: &EntryOptions) -> (Life, Written) {
 }
 
 /// The frame of an entry for a tier; `None` if the tier does not take it.
-fn put<V>(
+pub(crate) fn put<V>(
     space: &SpaceCore,
     codec: ValueCodec<V>,
     wanted: &Wanted,
@@ -751,11 +599,11 @@ fn put<V>(
 
 /// How long an entry may stay fresh in a tier. None but memory knows when it was read last: in
 /// the others an entry that is to expire when it is idle does so at the latest by then.
-fn max_ttl(space: &SpaceCore, tier: &OpenTier) -> Option<Duration> {
+pub(crate) fn max_ttl(space: &SpaceCore, tier: &OpenTier) -> Option<Duration> {
     [tier.max_ttl, space.policy.idle].into_iter().flatten().min()
 }
 
-fn index_of(core: &Core, tier: &OpenTier) -> usize {
+pub(crate) fn index_of(core: &Core, tier: &OpenTier) -> usize {
     core.tiers.iter().take_while(|other| !std::ptr::eq(*other, tier)).count()
 }
 
@@ -828,196 +676,5 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
         if !patience.wait(core).await {
             return Err(Error::Busy);
         }
-    }
-}
-
-/// Removes keys everywhere; returns how many were there.
-pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
-    space: &Arc<SpaceCore>,
-    keys: impl IntoIterator<Item = &'a K>,
-) -> Result<(u64, Settled), Error> {
-    let core = &space.core;
-    let _underway = core.begin()?;
-    let wanted = keys
-        .into_iter()
-        .map(|key| checked_wanted(space, key))
-        .collect::<Result<Vec<_>, Error>>()?;
-    let mut there: Vec<bool> = Vec::with_capacity(wanted.len());
-    for wanted in &wanted {
-        let key = KeyRef { space: space.number, bytes: &wanted.bytes };
-        there.push(match &core.memory {
-            Some(memory) => memory.contains(&key, core.clock.tick()),
-            None => false,
-        });
-    }
-    let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name))).collect();
-    let invalidated = core.invalidate(names).await;
-    for (there, held) in there.iter_mut().zip(invalidated.held) {
-        *there |= held;
-    }
-    let mut settled = invalidated.settled;
-    let mut stored: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
-    stored.extend(wanted.iter().flat_map(|wanted| of_other_types(space, wanted)));
-    for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
-        if tier.is_authority {
-            let removed = there.iter().filter(|there| **there).count() as u64;
-            counters.removed.fetch_add(removed, Ordering::Relaxed);
-            continue;
-        }
-        match tier.remove(&*core.runtime, counters, &stored).await {
-            Ok(gone) => there.iter_mut().zip(gone).for_each(|(there, gone)| *there |= gone),
-            Err(_) => {
-                let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
-                core.hold_back(names.collect());
-                settled = add_pending(settled, tier);
-            }
-        }
-    }
-    Ok((there.into_iter().map(u64::from).sum(), settled))
-}
-
-/// What stores that do not hear the ledger may hold under the same name in spaces of
-/// other types.
-fn of_other_types(space: &SpaceCore, wanted: &Wanted) -> Vec<StoredKey> {
-    let spaces = &space.core.spaces;
-    if spaces.numbers(&space.name).len() < 2 {
-        return Vec::new();
-    }
-    let name = Name::Key(Arc::clone(&wanted.name));
-    let stored = spaces.stored_keys(&name).into_iter();
-    stored.filter(|stored| *stored != wanted.stored).collect()
-}
-
-fn add_pending(settled: Settled, tier: &OpenTier) -> Settled {
-    let mut tiers = match settled {
-        Settled::Settled => Vec::new(),
-        Settled::Pending(tiers) => tiers,
-    };
-    if !tiers.contains(&tier.name) {
-        tiers.push(Arc::clone(&tier.name));
-    }
-    Settled::Pending(tiers)
-}
-
-/// Another lifetime for what is under `key`, wherever it is.
-pub(crate) async fn expire<K: Key + ?Sized>(
-    space: &Arc<SpaceCore>,
-    key: &K,
-    ttl: Duration,
-) -> Result<bool, Error> {
-    let core = &space.core;
-    let _underway = core.begin()?;
-    let wanted = checked_wanted(space, key)?;
-    let stale_for = space.policy.stale_for;
-    let mut found = false;
-    // From below: a read that copies upwards meanwhile finds the new lifetime.
-    for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()).rev() {
-        let keys = std::slice::from_ref(&wanted.stored);
-        let frames = tier.read(&*core.runtime, counters, keys, &[&wanted.bytes], None).await;
-        let frame = frames.ok().and_then(|mut frames| frames.pop().flatten());
-        let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, tier, frame))
-        else {
-            continue;
-        };
-        found = true;
-        let mut header = frame.header.clone();
-        let written = Written::begin(core.wall(), Some(ttl), stale_for)
-            .capped(core.wall(), max_ttl(space, tier));
-        (header.expires, header.stale_until) = (written.expires, written.stale_until);
-        let Ok(value) = frame.value() else { continue };
-        let put = Put {
-            key: wanted.stored.clone(),
-            frame: frame::encode(&header, value.to_vec(), tier.compression),
-            expires: written.end(),
-            stamp: header.stamp,
-            tags: Arc::clone(&header.tags),
-        };
-        // A tier that fails keeps the old lifetime; the failure is counted.
-        let _ = tier.write(&*core.runtime, counters, &[put]).await;
-        let index = index_of(core, tier);
-        undo_if_dead(space, &wanted, header.stamp, &header.tags, index).await;
-    }
-    Ok(expire_in_memory(space, &wanted, ttl) || found)
-}
-
-fn expire_in_memory(space: &SpaceCore, wanted: &Wanted, ttl: Duration) -> bool {
-    let core = &space.core;
-    let Some(memory) = &core.memory else { return false };
-    let key = KeyRef { space: space.number, bytes: &wanted.bytes };
-    let now = core.clock.tick();
-    let life = Life::begin(now, Some(ttl), space.policy.stale_for);
-    let life = life.aging(space.policy.aging(Some(ttl), Duration::ZERO));
-    let changed = memory.peek_with(&key, now, |view| {
-        if !read::is_fresh_in_memory(space, key, view.value, now) {
-            return false;
-        }
-        let times = &view.value.meta().times;
-        let end = Written::begin(core.wall(), Some(ttl), space.policy.stale_for);
-        times.set(life, Written { created: times.written().created, ..end });
-        true
-    });
-    let changed = changed == Some(true);
-    if changed {
-        memory.set_expires(&key, Tick::max(life.stale_until, life.fresh_until), now);
-    }
-    changed
-}
-
-pub(crate) async fn clear(core: &Arc<Core>) -> Result<Settled, Error> {
-    let _underway = core.begin()?;
-    let invalidated = core.invalidate(vec![Name::Everything]).await;
-    if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
-        drop_all(|| {
-            memory.retain(|_, view| view.value.meta().stamp.number >= position.number);
-        });
-    }
-    Ok(clear_stores(core, invalidated.settled, "").await)
-}
-
-pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error> {
-    let core = &space.core;
-    let _underway = core.begin()?;
-    let invalidated = core.invalidate(vec![Name::Space(Arc::clone(&space.name))]).await;
-    if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
-        let numbers = core.spaces.numbers(&space.name);
-        drop_all(|| {
-            memory.retain(|key, view| {
-                !numbers.contains(&key.space) || view.value.meta().stamp.number >= position.number
-            });
-        });
-    }
-    let prefix = all_schemas_prefix("", &space.title);
-    Ok(clear_stores(core, invalidated.settled, &prefix).await)
-}
-
-/// Frees the room of what a line has killed already. What is not freed now is dead
-/// all the same.
-async fn clear_stores(core: &Core, mut settled: Settled, prefix: &str) -> Settled {
-    for (tier, counters) in core.tiers.iter().zip(core.spaces.unnamed().below_memory()) {
-        match tier.ask(&*core.runtime, tier.store.clear(prefix)).await {
-            Ok(gone) => {
-                counters.removed.fetch_add(gone, Ordering::Relaxed);
-            }
-            Err(error) => {
-                tier.count_error(counters, &error);
-                settled = add_pending(settled, tier);
-            }
-        }
-    }
-    settled
-}
-
-pub(crate) async fn clear_tier(core: &Arc<Core>, name: &str) -> Result<u64, Error> {
-    let _underway = core.begin()?;
-    if name == "memory"
-        && let Some(memory) = &core.memory
-    {
-        let mut gone = 0;
-        drop_all(|| gone += memory.clear());
-        return Ok(gone);
-    }
-    match core.tiers.iter().find(|tier| &*tier.name == name) {
-        Some(tier) => Ok(tier.ask(&*core.runtime, tier.store.clear("")).await?),
-        None => Err(Error::NoSuchTier(name.into())),
     }
 }

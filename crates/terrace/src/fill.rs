@@ -1,0 +1,183 @@
+//! A **fill**: what a load found, stored in every tier unless a line since its ticket names it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::ValueCodec;
+use crate::core::{Ticket, drop_all};
+use crate::entry::{Absent, AnyEntry, Entry};
+use crate::error::Error;
+use crate::key::{self, Key, KeyRef};
+use crate::ledger::{Name, Names};
+use crate::load::count_superseded;
+use crate::loaded::{Answer, Loaded};
+use crate::options::Tiers;
+use crate::policy::Ttl;
+use crate::read::Wanted;
+use crate::space::{Mode, SpaceCore};
+use crate::write::{
+    Encoded, EntryOptions, Fresh, checked_wanted, is_outdated, make, new_life, prepare, put,
+    put_all, take_away, to_memory,
+};
+use terrace_memory::Attributes;
+
+/// What a load is to store below memory.
+pub(crate) struct Fill<'a, V> {
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) fresh: &'a Fresh<V>,
+    pub(crate) ticket: Ticket,
+}
+
+impl<V> Fill<'_, V> {
+    fn is_permitted(&self, space: &SpaceCore) -> bool {
+        let tags = &self.fresh.entry.meta.tags;
+        let names = Names { key: &self.wanted.name, space: &space.name, tags };
+        space.core.permits(self.ticket, &names)
+    }
+}
+
+/// Stores what was loaded in every tier below memory, in one exchange with each. A tier that
+/// fails is none of the callers' business.
+pub(crate) async fn fill<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    mut fills: Vec<Fill<'_, V>>,
+    unwritten: Tiers,
+) {
+    let keep_permitted = |fills: &mut Vec<Fill<'_, V>>| {
+        fills.retain(|fill| {
+            let is_permitted = fill.is_permitted(space);
+            if !is_permitted {
+                count_superseded(space);
+            }
+            is_permitted
+        });
+    };
+    keep_permitted(&mut fills);
+    let Some(codec) = codec else { return };
+    for (index, tier) in space.core.tiers.iter().enumerate() {
+        if unwritten.has(index + 1) || fills.is_empty() {
+            continue;
+        }
+        let puts = fills
+            .iter()
+            .map(|fill| (fill.wanted, put(space, codec, fill.wanted, fill.fresh, tier)));
+        put_all(space, tier, index, puts.collect()).await;
+        // A store that does not hear the ledger may have taken what was invalidated
+        // in between.
+        let dead = fills.iter().filter(|fill| !tier.is_authority && !fill.is_permitted(space));
+        let dead: Vec<_> = dead.map(|fill| fill.wanted).collect();
+        let left: Vec<_> = dead.iter().map(|wanted| wanted.stored.clone()).collect();
+        if !left.is_empty() && !take_away(space, tier, index, &left).await {
+            let names = dead.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
+            space.core.hold_back(names.collect());
+        }
+        keep_permitted(&mut fills);
+    }
+}
+
+/// Stores what a caller has loaded by itself; says whether nothing has made it out of date.
+pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    key: &K,
+    ticket: Ticket,
+    loaded: Loaded<V>,
+) -> Result<bool, Error> {
+    let _underway = space.core.begin()?;
+    let wanted = checked_wanted(space, key)?;
+    let tags = loaded.tags.map_err(Error::Tags)?;
+    let options = EntryOptions {
+        ttl: loaded.ttl.unwrap_or_default(),
+        tags,
+        stamp: ticket.stamp,
+        is_hashed: wanted.is_hashed,
+        version: loaded.version,
+        last_modified: loaded.last_modified,
+        load_time: Duration::ZERO,
+    };
+    let key = KeyRef { space: space.number, bytes: &wanted.bytes };
+    let value = match loaded.answer {
+        Answer::Value(value) if space.mode() != Mode::Off => value,
+        Answer::Absent if space.mode() != Mode::Off => {
+            absent_to_memory(space, key, ticket, &options.tags);
+            return Ok(false);
+        }
+        _ => return Ok(false),
+    };
+    space.core.retries.forget(key);
+    let fresh = prepare(space, codec, value, &options);
+    if is_outdated(space, key, &fresh.entry.meta) {
+        return Ok(false);
+    }
+    to_memory(space, key, &fresh.entry, ticket);
+    let fill_one = Fill { wanted: &wanted, fresh: &fresh, ticket };
+    let is_permitted = fill_one.is_permitted(space);
+    fill(space, codec, vec![fill_one], Tiers::default()).await;
+    Ok(is_permitted)
+}
+
+/// Remembers that the source has no value, if the space wants that, and nothing since the
+/// ticket names the key; forgets what was there before in any case.
+pub(crate) fn absent_to_memory(
+    space: &SpaceCore,
+    key: KeyRef<'_>,
+    ticket: Ticket,
+    tags: &Arc<[Arc<str>]>,
+) {
+    let core = &space.core;
+    let Some(memory) = &core.memory else { return };
+    let now = core.clock.tick();
+    let Some(ttl) = space.policy.negative_ttl else {
+        return drop_all(|| {
+            memory.remove_if(&key, |view| view.value.meta().stamp.number <= ticket.stamp.number);
+        });
+    };
+    let options = EntryOptions {
+        ttl: Ttl::Exactly(ttl),
+        stamp: ticket.stamp,
+        is_hashed: key::is_hashed(key.bytes),
+        tags: Arc::clone(tags),
+        ..EntryOptions::default()
+    };
+    let absent = make(space, Encoded { value: Absent, bytes: None }, &options).entry;
+    let life = absent.meta.times.life();
+    let attributes =
+        Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
+    let name = space.name_of(key.bytes);
+    let names = Names { key: &name, space: &space.name, tags };
+    let any: AnyEntry = absent;
+    drop_all(|| {
+        // Where it is refused, the next call asks the source again.
+        let _ =
+            memory.replace_if(key.to_memory_key(), Arc::clone(&any), attributes, now, |present| {
+                let is_newer = present.is_none_or(|present| {
+                    let present = present.value.meta().stamp;
+                    core.mirror.is_foreign(present) || present.number <= ticket.stamp.number
+                });
+                is_newer && core.permits(ticket, &names)
+            });
+    });
+}
+
+/// Takes what the tiers below memory have under a key out of them.
+pub(crate) async fn take_away_everywhere(space: &SpaceCore, wanted: &Wanted, unwritten: Tiers) {
+    for (index, tier) in space.core.tiers.iter().enumerate() {
+        if !unwritten.has(index + 1) {
+            // A tier that fails keeps it to its end; the failure is counted.
+            take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await;
+        }
+    }
+}
+
+/// An entry whose value its source has confirmed: it begins a new life.
+pub(crate) fn renew<V>(
+    space: &SpaceCore,
+    entry: &Arc<Entry<V>>,
+    options: &EntryOptions,
+) -> Fresh<V> {
+    let (life, written) = new_life(space, options);
+    entry.meta.times.set(life, written);
+    entry.meta.times.set_checked(space.core.clock.tick());
+    Fresh { entry: Arc::clone(entry), encoded: None }
+}
