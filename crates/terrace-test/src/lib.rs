@@ -9,9 +9,10 @@
 //! | what many tasks may see of keys that change | [`history`] |
 //! | callers that are dropped half-way | [`sweep`] |
 //! | what has to hold after every test | [`Oracle`] |
+//! | what your service does when a real server dies, hangs or forgets (feature `rig`) | `rig` |
 //!
 //! Nothing here sleeps, and nothing is random without a seed: a test that fails
-//! fails again.
+//! fails again. The rig alone has to do with real processes and with real time.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -54,6 +55,8 @@ pub mod history;
 mod map;
 pub mod oracle;
 mod random;
+#[cfg(all(feature = "rig", unix))]
+pub mod rig;
 pub mod sweep;
 
 pub use chaos::{Calls, ChaosStore, Damage, Fault, Gate, Verb};

@@ -6,4 +6,6 @@ mod broken_authority;
 mod broken_store;
 mod chaos;
 mod keeps_promises;
+#[cfg(all(feature = "rig", unix))]
+mod rig_server;
 mod shared_disk;
