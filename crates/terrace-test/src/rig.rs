@@ -3,6 +3,7 @@
 //! | you need | you take |
 //! | --- | --- |
 //! | a Redis or Valkey server, to be paused, killed and started again | [`RedisServer`] |
+//! | a network before a server, to be slow, silent, cut or wrong | [`ChaosProxy`] |
 //! | to speak to any server, byte by byte if need be | [`Connection`], [`Reply`] |
 //! | to wait for something | [`wait_until`] |
 //!
@@ -36,11 +37,13 @@ mod connection;
 mod error;
 mod port;
 mod process;
+mod proxy;
 mod reply;
 mod server;
 
 pub use connection::Connection;
 pub use error::RigError;
+pub use proxy::{ChaosProxy, Direction};
 pub use reply::Reply;
 pub use server::{RedisServer, RedisServerBuilder, TlsFiles};
 

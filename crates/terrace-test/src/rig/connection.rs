@@ -9,6 +9,9 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::{Reply, RigError};
 
+/// Read at once.
+const CHUNK: usize = 16 << 10;
+
 trait Wire: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Wire for T {}
@@ -88,8 +91,7 @@ impl Connection {
                 self.received.drain(..length);
                 return Ok(reply);
             }
-            let read = self.wire.read_buf(&mut self.received).await;
-            if read.map_err(RigError::while_("reading from a server"))? == 0 {
+            if self.fill().await? == 0 {
                 let end = std::io::ErrorKind::UnexpectedEof.into();
                 return Err(RigError::while_("reading from a server")(end));
             }
@@ -102,10 +104,15 @@ impl Connection {
     /// The connection was reset.
     pub async fn read(&mut self) -> Result<Vec<u8>, RigError> {
         if self.received.is_empty() {
-            let read = self.wire.read_buf(&mut self.received).await;
-            read.map_err(RigError::while_("reading from a server"))?;
+            self.fill().await?;
         }
         Ok(std::mem::take(&mut self.received))
+    }
+
+    async fn fill(&mut self) -> Result<usize, RigError> {
+        self.received.reserve(CHUNK);
+        let read = self.wire.read_buf(&mut self.received).await;
+        read.map_err(RigError::while_("reading from a server"))
     }
 }
 
