@@ -3,8 +3,6 @@
 //! | you need | you take |
 //! | --- | --- |
 //! | a Redis or Valkey server, to be paused, killed and started again | [`RedisServer`] |
-//! | replicas, and sentinels that promote one of them | [`Sentinel`] |
-//! | nodes that share the slots, move them and replace each other | [`Cluster`] |
 //! | a network before a server, to be slow, silent, cut or wrong | [`ChaosProxy`] |
 //! | to speak to any server, byte by byte if need be | [`Connection`], [`Reply`] |
 //! | to wait for something | [`wait_until`] |
@@ -35,23 +33,18 @@
 
 use std::time::Duration;
 
-mod cluster;
 mod connection;
 mod error;
-mod node;
 mod port;
 mod process;
 mod proxy;
 mod reply;
-mod sentinel;
 mod server;
 
-pub use cluster::{Cluster, ClusterBuilder};
 pub use connection::Connection;
 pub use error::RigError;
 pub use proxy::{ChaosProxy, Direction};
 pub use reply::Reply;
-pub use sentinel::{Sentinel, SentinelBuilder};
 pub use server::{RedisServer, RedisServerBuilder, TlsFiles};
 
 /// How long the rig waits for a server to do what takes it milliseconds on an idle machine.

@@ -52,7 +52,15 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
     /// The lines after `position`.
     fn follow(&self, position: Stamp) -> Answer<'_, Follow>;
 
-    /// Asks for the right to load `key` until `until`.
+    /// The same as soon as there are any; an authority that can wait for them does so for about
+    /// a second, and answers then that there are none. `None`: it has to be asked again and again.
+    fn listen(&self, position: Stamp) -> Option<Answer<'_, Follow>> {
+        let _ = position;
+        None
+    }
+
+    /// Asks for the right to load `key` until `until`. An authority with a clock of its own goes
+    /// by how long that is from `now`.
     fn lease<'a>(&'a self, key: &'a Arc<str>, now: WallTime, until: WallTime)
     -> Answer<'a, Leased>;
 
@@ -84,7 +92,8 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
 pub struct Appended {
     /// The position of the last line.
     pub position: Stamp,
-    /// For each name, whether the authority held a value or counter under it.
+    /// For each name, whether the authority held a value or counter under it. Of names that are
+    /// broader than a key, an authority need not know.
     pub held: Vec<bool>,
 }
 

@@ -13,14 +13,16 @@ use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::flight::Flights;
-use crate::guard::Deadlines;
+use crate::guard::{Deadlines, within};
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
 use crate::pending::Pending;
 use crate::policy::Policy;
+use crate::protocol::Snapshot;
 use crate::retry::Retries;
 use crate::runtime::{Runtime, Tokio};
 use crate::space::{Identity, Spaces};
+use crate::store::{Scope, StoreError, StoreErrorKind};
 use crate::tier::{OpenTier, Tier};
 use terrace_memory::Eviction;
 
@@ -82,6 +84,9 @@ impl Memory {
             .build()
     }
 }
+
+/// How long joining a ledger may take before a cache starts without it.
+const JOINING: Duration = Duration::from_secs(2);
 
 /// Loads that run at once unless the builder says otherwise.
 const MOST_LOADS: usize = 256;
@@ -165,16 +170,16 @@ impl Builder {
         let mut tiers = self
             .tiers
             .into_iter()
-            .map(|(name, tier)| tier.open(name.into()))
+            .map(|(name, tier)| tier.open(name.into(), &clock))
             .collect::<Result<Vec<_>, _>>()?;
         let authority = elect(&mut tiers, &*runtime);
-        let snapshot = authority.snapshot().await.map_err(|source| {
-            let tier = tiers.iter().find(|tier| tier.is_authority);
-            let tier = tier.map_or_else(|| "memory".into(), |tier| tier.name.to_string());
-            BuildError::Ledger { tier, source }
-        })?;
         let keeper = tiers.iter().find(|tier| tier.is_authority);
         let deadlines = keeper.map_or_else(Deadlines::default, |tier| tier.deadlines);
+        let joining = within(&*runtime, JOINING, "read the ledger", authority.snapshot());
+        let snapshot = match joining.await {
+            Ok(snapshot) => snapshot,
+            Err(source) => join_later(source, keeper, &*runtime)?,
+        };
         let core = Arc::new(Core {
             memory: self.memory.as_ref().map(Memory::build),
             authority,
@@ -203,6 +208,23 @@ impl Builder {
         let dynamic = core.spaces.open(&core, dynamic, self.policy, Codec::default());
         Ok(Terrace { core, dynamic })
     }
+}
+
+/// What a process goes by that cannot reach its ledger yet: a service must be able to start while
+/// its Redis is away. Nothing that is stored below memory is trusted until it has joined.
+fn join_later(
+    source: StoreError,
+    keeper: Option<&OpenTier>,
+    runtime: &dyn Runtime,
+) -> Result<Snapshot, BuildError> {
+    let tier = keeper.map_or("memory", |tier| &*tier.name);
+    let is_away = matches!(source.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Deadline);
+    let is_remote = keeper.is_some_and(|tier| tier.scope == Scope::Fleet);
+    if !(is_away && is_remote) {
+        return Err(BuildError::Ledger { tier: tier.into(), source });
+    }
+    tracing::warn!(tier, error = %source, "the ledger is away: starting without it");
+    Ok(Snapshot { incarnation: runtime.random(), last: 0, floor: 0, names: Vec::new() })
 }
 
 fn check_names(tiers: &[(String, Tier)]) -> Result<(), BuildError> {

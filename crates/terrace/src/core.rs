@@ -195,11 +195,7 @@ impl Core {
                 Follow::Lines(lines) if lines.is_empty() => return Ok(()),
                 Follow::Lines(lines) => {
                     self.mirror.apply(&lines);
-                    self.drop_from_memory(&lines);
-                    let names = lines.iter().map(|line| &line.name);
-                    if !self.drop_from_stores(names.clone()).await {
-                        self.hold_back(names.cloned().collect());
-                    }
+                    self.take(&lines).await;
                 }
                 Follow::Broken => {
                     let snapshot = self.ask(self.authority.snapshot()).await?;
@@ -211,6 +207,73 @@ impl Core {
                     self.empty_memory();
                 }
             }
+        }
+    }
+
+    /// Applies what others have appended, for as long as the cache is open: waits for it where
+    /// the authority can, and looks again and again where it cannot.
+    fn hear_others(self: &Arc<Self>) {
+        let core = Arc::downgrade(self);
+        let (authority, runtime) = (Arc::clone(&self.authority), Arc::clone(&self.runtime));
+        let limit = LISTENING + self.authority_deadline;
+        self.runtime.spawn(Box::pin(async move {
+            let mut failures = 0;
+            loop {
+                let Some(position) = core.upgrade().map(|core| core.mirror.ticket()) else {
+                    return;
+                };
+                // Nobody is kept from dropping the cache meanwhile.
+                let heard = match authority.listen(position) {
+                    Some(answer) => {
+                        Some(within(&*runtime, limit, "listen to the ledger", answer).await)
+                    }
+                    None => None,
+                };
+                let is_listening = heard.is_some();
+                let Some(core) = core.upgrade() else { return };
+                if core.check_open().is_err() {
+                    return;
+                }
+                // Values that are dropped on the way may panic; the next round comes.
+                let applied = catch_panic(core.apply_heard(heard)).await;
+                failures = if matches!(applied, Ok(Err(_))) { failures + 1 } else { 0 };
+                if failures > 0 || !is_listening {
+                    runtime.sleep(FOLLOWING * (1 << failures.min(4))).await;
+                }
+            }
+        }));
+    }
+
+    /// Applies what listening brought; what did not come that way is asked for.
+    async fn apply_heard(
+        self: Arc<Self>,
+        heard: Option<Result<Follow, StoreError>>,
+    ) -> Result<(), StoreError> {
+        match heard {
+            Some(Ok(Follow::Lines(lines))) => {
+                let _one_at_a_time = self.following.lock().await;
+                let known = self.mirror.ticket().number;
+                // Those of this process have come back.
+                let lines: Vec<_> = lines.into_iter().filter(|line| line.number > known).collect();
+                if self.mirror.apply(&lines) {
+                    self.take(&lines).await;
+                }
+                Ok(())
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "the ledger cannot be listened to");
+                Err(error)
+            }
+            Some(Ok(Follow::Broken)) | None => self.follow().await,
+        }
+    }
+
+    /// Takes what lines of others name out of memory, and out of stores that do not hear them.
+    async fn take(self: &Arc<Self>, lines: &[Line]) {
+        self.drop_from_memory(lines);
+        let names = lines.iter().map(|line| &line.name);
+        if !self.drop_from_stores(names.clone()).await {
+            self.hold_back(names.cloned().collect());
         }
     }
 
@@ -393,11 +456,7 @@ impl Core {
         // From here on the time of day does not go back.
         self.wall();
         if self.authority.scope() > Scope::Process {
-            self.repeat(FOLLOWING, |core| {
-                Box::pin(async move {
-                    let _ = core.follow().await;
-                })
-            });
+            self.hear_others();
         }
         self.repeat(SWEEPING, |core| Box::pin(async move { core.sweep().await }));
     }
@@ -446,6 +505,9 @@ pub(crate) fn drop_all(mut work: impl FnMut()) {
 /// How often a ledger that others write is looked at: what they invalidate reaches
 /// this process's memory within this and the time that one query takes.
 const FOLLOWING: Duration = Duration::from_millis(20);
+
+/// How long an authority waits for lines that come before it answers that there are none.
+const LISTENING: Duration = Duration::from_secs(1);
 
 /// How often expired entries are looked for.
 const SWEEPING: Duration = Duration::from_secs(1);

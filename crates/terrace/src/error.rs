@@ -192,6 +192,14 @@ pub enum BuildError {
         /// Why it could not.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// An address cannot be understood, or nothing can be connected to it.
+    #[error("{address}: {reason}")]
+    Address {
+        /// The address, without the user and password in it.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The database belongs to another program.
     #[error("{path} is the database of another program; choose another directory", path = path.display())]
     Foreign {

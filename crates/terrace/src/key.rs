@@ -268,6 +268,21 @@ impl StoredKey {
         }
     }
 
+    /// The name, and the schema as 16 digits.
+    #[cfg(feature = "redis")]
+    pub(crate) fn name_and_schema(&self) -> (Arc<str>, &str) {
+        let schema = self.text.splitn(5, ':').nth(3).unwrap_or_default();
+        (self.name(), schema)
+    }
+
+    /// The key of a name and a schema, if they make one.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of_name(name: &str, schema: &str) -> Option<Self> {
+        let mut parts = name.splitn(3, ':');
+        let (tenant, space, key) = (parts.next()?, parts.next()?, parts.next()?);
+        Self::parse(&format!("{KEY_FORMAT}:{tenant}:{space}:{schema}:{key}"))
+    }
+
     /// The space's name, unescaped.
     #[must_use]
     pub fn space(&self) -> String {

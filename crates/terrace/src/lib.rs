@@ -87,6 +87,8 @@ pub use space::{Mode, Space, SpaceBuilder};
 pub use stats::{SpaceStats, Stats, TierStats, Times, Traffic};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};
+#[cfg(feature = "redis")]
+pub use store::redis::{Redis, RedisStore};
 pub use terrace_memory::Eviction;
 pub use tier::Tier;
 pub use write::{Insert, Settled};

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "disk")]
 pub mod disk;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -155,6 +157,8 @@ pub enum StoreErrorKind {
     Full,
     /// What is stored there is damaged.
     Damaged,
+    /// It does not let us: the password, or what the user may do there.
+    Denied,
     /// It was closed.
     Closed,
     /// Anything else.
@@ -189,6 +193,7 @@ impl fmt::Display for StoreError {
             StoreErrorKind::Unavailable => formatter.write_str(": unavailable")?,
             StoreErrorKind::Full => formatter.write_str(": no room left")?,
             StoreErrorKind::Damaged => formatter.write_str(": damaged")?,
+            StoreErrorKind::Denied => formatter.write_str(": not permitted")?,
             StoreErrorKind::Closed => formatter.write_str(": closed")?,
             StoreErrorKind::Other => {}
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::clock::Clock;
 use crate::codec::Codec;
 use crate::compress::Compression;
 use crate::error::{BuildError, Error};
@@ -22,8 +23,8 @@ use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored};
 
 /// Settings of a tier below memory.
 ///
-/// A [`Disk`](crate::Disk) turns into one by itself; any other store is given with
-/// [`Tier::of`].
+/// A [`Disk`](crate::Disk) and a [`Redis`](crate::Redis) turn into one by themselves; any other
+/// store is given with [`Tier::of`].
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), terrace::BuildError> {
@@ -53,31 +54,32 @@ pub(crate) enum Origin {
     Store(Arc<dyn Store>),
     #[cfg(feature = "disk")]
     Disk(crate::Disk),
+    #[cfg(feature = "redis")]
+    Redis(crate::Redis),
 }
 
 impl Origin {
-    #[cfg(feature = "disk")]
-    fn open(self, max_value_bytes: usize) -> Result<Arc<dyn Store>, BuildError> {
+    #[allow(unused_variables, clippy::unnecessary_wraps, reason = "stores can be left out")]
+    fn open(
+        self,
+        max_value_bytes: usize,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Arc<dyn Store>, BuildError> {
+        // The tier's limit is for values, and stores see frames.
+        let largest = max_value_bytes.saturating_add(LARGEST_HEADER);
         match self {
             Self::Store(store) => Ok(store),
-            Self::Disk(disk) => {
-                // The tier's limit is for values, and the store sees frames.
-                let largest = max_value_bytes.saturating_add(LARGEST_HEADER);
-                Ok(Arc::new(disk.max_value_bytes(largest).open()?))
+            #[cfg(feature = "disk")]
+            Self::Disk(disk) => Ok(Arc::new(disk.max_value_bytes(largest).open()?)),
+            #[cfg(feature = "redis")]
+            Self::Redis(redis) => {
+                Ok(Arc::new(redis.max_value_bytes(largest).open(Arc::clone(clock))?))
             }
         }
-    }
-
-    #[cfg(not(feature = "disk"))]
-    #[expect(clippy::unnecessary_wraps, reason = "with a disk tier it can fail")]
-    fn open(self, _: usize) -> Result<Arc<dyn Store>, BuildError> {
-        let Self::Store(store) = self;
-        Ok(store)
     }
 }
 
 /// What a frame has beside its value: a key of up to 64 KiB and 64 tags at most.
-#[cfg(feature = "disk")]
 const LARGEST_HEADER: usize = 256 << 10;
 
 /// Values larger than this are not stored in a tier unless it says otherwise.
@@ -132,14 +134,18 @@ impl Tier {
         Self { codec: Some(codec), ..self }
     }
 
-    /// How long a read and a write may take: 1 s and 10 s unless set.
+    /// How long a read and a write may take: 1 s and 10 s unless set, 100 ms and 250 ms for Redis.
     #[must_use]
     pub fn deadlines(self, read: Duration, write: Duration) -> Self {
         Self { deadlines: Deadlines { read, write }, ..self }
     }
 
-    pub(crate) fn open(self, name: Arc<str>) -> Result<OpenTier, BuildError> {
-        let store = self.origin.open(self.max_value_bytes)?;
+    pub(crate) fn open(
+        self,
+        name: Arc<str>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<OpenTier, BuildError> {
+        let store = self.origin.open(self.max_value_bytes, clock)?;
         Ok(OpenTier {
             name,
             scope: store.scope(),
@@ -159,6 +165,15 @@ impl From<crate::Disk> for Tier {
     fn from(disk: crate::Disk) -> Self {
         let max_value_bytes = disk.max_value_bytes;
         Self::with(Origin::Disk(disk), max_value_bytes)
+    }
+}
+
+#[cfg(feature = "redis")]
+impl From<crate::Redis> for Tier {
+    fn from(redis: crate::Redis) -> Self {
+        let max_value_bytes = redis.max_value_bytes;
+        Self::with(Origin::Redis(redis), max_value_bytes)
+            .deadlines(Duration::from_millis(100), Duration::from_millis(250))
     }
 }
 

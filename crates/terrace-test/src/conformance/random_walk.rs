@@ -246,8 +246,9 @@ impl Walk<'_> {
             lived |= is_named && counter.lives(now);
             !is_named
         });
-        // One that has lapsed may be there still, or not.
-        if lived || self.counters.len() == before {
+        // One that has lapsed may be there still, or not; of broader names nobody need know.
+        let is_key = matches!(name, Name::Key(_) | Name::Set(_));
+        if is_key && (lived || self.counters.len() == before) {
             self.agree(("held", name), &held, &lived);
         }
     }

@@ -11,10 +11,12 @@ use parking_lot::Mutex;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::node::Node;
 use super::port::Port;
 use super::process::{Process, Program, tail};
 use super::{Connection, PATIENCE, Reply, RigError, wait_until};
+
+/// A port that was free may be taken by the time at which a server wants it.
+const ATTEMPTS: usize = 5;
 
 /// A command of a test must not hang the test when the server is paused.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -161,7 +163,18 @@ impl RedisServerBuilder {
     /// # Errors
     /// It is not installed, does not like its configuration, or does not answer.
     pub async fn start(self) -> Result<RedisServer, RigError> {
-        Ok(Node::start(&self, false, &|_| Vec::new()).await?.server)
+        let mut attempt = 1;
+        loop {
+            let server = RedisServer::prepare(self.clone())?;
+            match server.launch(Until::Ready).await {
+                Err(RigError::DidNotStart { log, .. })
+                    if attempt < ATTEMPTS && log.contains("Address already in use") =>
+                {
+                    attempt += 1;
+                }
+                result => return result.map(|()| server),
+            }
+        }
     }
 
     /// Whether the rig needs a user of its own to be let in.
@@ -169,7 +182,7 @@ impl RedisServerBuilder {
         self.password.is_some() || self.has_users
     }
 
-    fn file(&self, port: u16, bus: u16, directory: &Path, more: &[(String, String)]) -> String {
+    fn file(&self, port: u16, bus: u16, directory: &Path) -> String {
         let mut file = String::new();
         let mut line = |name: &str, value: &str| {
             let value = if value.is_empty() { "\"\"" } else { value };
@@ -204,7 +217,7 @@ impl RedisServerBuilder {
                 line("tls-auth-clients", if tls.asks_clients { "yes" } else { "no" });
             }
         }
-        for (name, value) in self.lines.iter().chain(more) {
+        for (name, value) in &self.lines {
             line(name, value);
         }
         file
@@ -213,8 +226,7 @@ impl RedisServerBuilder {
 
 /// When a server that is started counts as started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// It answers, and has loaded its data.
+enum Until {
     Ready,
     /// It answers, be it that it is still loading.
     Answers,
@@ -279,13 +291,6 @@ impl RedisServer {
     #[must_use]
     pub fn process_id(&self) -> Option<u32> {
         self.process.lock().as_ref().map(Process::id)
-    }
-
-    /// Whether it has a process that has neither ended nor been [paused](Self::pause).
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        let mut process = self.process.lock();
-        process.as_mut().is_some_and(|process| process.ended().is_none() && !process.has_stopped())
     }
 
     /// Gives a command as somebody who may do everything, on a connection of its own.
@@ -442,6 +447,7 @@ impl RedisServer {
     }
 
     /// The port at which the other nodes of a cluster reach it.
+    #[expect(dead_code, reason = "clusters are still to come")]
     pub(super) fn bus_port(&self) -> u16 {
         self.bus.number()
     }
@@ -452,27 +458,21 @@ impl RedisServer {
         format!("{program}{sentinel} at {}", self.address())
     }
 
-    /// A directory and a port, without a configuration and without a process.
-    pub(super) fn prepare(builder: RedisServerBuilder) -> Result<Self, RigError> {
-        let make = || {
-            let directory = tempfile::Builder::new().prefix("terrace-rig-").tempdir()?;
-            fs::create_dir(data_of(directory.path()))?;
-            Ok(directory)
-        };
-        let directory = make().map_err(RigError::while_("making a temporary directory"))?;
+    /// A directory, a port and a configuration, without a process.
+    fn prepare(builder: RedisServerBuilder) -> Result<Self, RigError> {
+        let directory = tempfile::Builder::new().prefix("terrace-rig-").tempdir();
+        let directory = directory.map_err(RigError::while_("making a temporary directory"))?;
         let (port, bus) = (Port::reserve()?, Port::reserve()?);
+        let file = builder.file(port.number(), bus.number(), directory.path());
+        let write = || {
+            fs::create_dir(data_of(directory.path()))?;
+            fs::write(config_of(directory.path()), file)
+        };
+        write().map_err(RigError::while_("writing the configuration of a server"))?;
         Ok(Self { process: Mutex::new(None), directory, port, bus, builder })
     }
 
-    /// `more` are lines that nobody knew before there was a port.
-    pub(super) fn write_config(&self, more: &[(String, String)]) -> Result<(), RigError> {
-        let (port, bus) = (self.port.number(), self.bus.number());
-        let file = self.builder.file(port, bus, self.directory.path(), more);
-        fs::write(config_of(self.directory.path()), file)
-            .map_err(RigError::while_("writing the configuration of a server"))
-    }
-
-    pub(super) async fn launch(&self, until: Until) -> Result<(), RigError> {
+    async fn launch(&self, until: Until) -> Result<(), RigError> {
         let directory = self.directory.path();
         let (config, log) = (config_of(directory), log_of(directory));
         let config = config.display().to_string();

@@ -1,0 +1,343 @@
+//! The **Redis store**: frames on a Redis or Valkey server that many processes share, and the
+//! ledger of all of them.
+//!
+//! What belongs to a name lies under keys that begin alike, in one slot of a cluster:
+//!
+//! | key | holds |
+//! | --- | --- |
+//! | `terrace:{tenant:space:key}:1:schema` | a frame; lives as long as its entry, by the server's own clock |
+//! | `terrace:{tenant:space:key}:lease` | who loads it |
+//! | `terrace:{tenant:space:key}:count` | a counter |
+//! | `terrace:{ledger}:…` | the ledger: [`ledger`] says what |
+//!
+//! Values are read with `GET` and `MGET`, and written by a script that judges them by the ledger in
+//! the same step. Connections are made and kept by [`link`], on a thread of their own.
+
+mod ledger;
+mod link;
+mod reply;
+mod scripts;
+mod walk;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redis::Cmd;
+
+use crate::authority::Authority;
+use crate::clock::{Clock, WallTime};
+use crate::error::BuildError;
+use crate::key::StoredKey;
+use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
+use ledger::{Known, LedgerKeys};
+use link::{Link, Links, Target};
+use reply::bulk;
+use scripts::Scripts;
+use walk::Walks;
+
+/// Settings of a Redis or Valkey tier.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), terrace::BuildError> {
+/// use terrace::{Redis, Terrace};
+///
+/// let terrace = Terrace::builder()
+///     .tier("redis", Redis::url("redis://127.0.0.1:6379"))
+///     .build()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Redis {
+    target: Target,
+    prefix: String,
+    connections: usize,
+    pub(crate) max_value_bytes: usize,
+    told_time: bool,
+}
+
+impl Redis {
+    /// A tier on one server: `redis://user:password@host:port/database`, or `rediss://` for TLS.
+    #[must_use]
+    pub fn url(url: impl Into<String>) -> Self {
+        Self::at(Target::Server(url.into()))
+    }
+
+    /// A tier on whichever server the sentinels name as the primary of `service`.
+    ///
+    /// `server` has what is the same for every primary: user, password, database, TLS. Its host
+    /// and port are not used: `redis://:password@-/0`.
+    #[must_use]
+    pub fn sentinels<S: Into<String>>(
+        sentinels: impl IntoIterator<Item = S>,
+        service: impl Into<String>,
+    ) -> Self {
+        let sentinels = sentinels.into_iter().map(Into::into).collect();
+        Self::at(Target::Sentinels { sentinels, service: service.into(), server: None })
+    }
+
+    /// With [`sentinels`](Self::sentinels): the user, password, database and TLS of the primaries,
+    /// as a URL whose host is not used.
+    #[must_use]
+    pub fn server(mut self, url: impl Into<String>) -> Self {
+        if let Target::Sentinels { server, .. } = &mut self.target {
+            *server = Some(url.into());
+        }
+        self
+    }
+
+    fn at(target: Target) -> Self {
+        Self {
+            target,
+            prefix: "terrace:".into(),
+            connections: 1,
+            max_value_bytes: 1 << 20,
+            told_time: false,
+        }
+    }
+
+    /// What every key of this tier begins with on the server: `terrace:` unless set. Caches with
+    /// different prefixes share nothing.
+    #[must_use]
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), ..self }
+    }
+
+    /// Connections for reads and writes, 1 unless set and 50 at most; one more follows the ledger.
+    /// One serves thousands of callers at once: more help only with many large values.
+    #[must_use]
+    pub fn connections(self, connections: usize) -> Self {
+        Self { connections: connections.clamp(1, 50), ..self }
+    }
+
+    /// Larger values are not stored here: 1 MiB unless set.
+    #[must_use]
+    pub fn max_value_bytes(self, max_value_bytes: usize) -> Self {
+        Self { max_value_bytes, ..self }
+    }
+
+    /// Leases and counters live by the time that callers tell, not by the server's: for tests that
+    /// make time pass.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn told_time(self) -> Self {
+        Self { told_time: true, ..self }
+    }
+
+    /// Opens the store by itself, to be used without a cache: to look into it, say. Connects in the
+    /// background; what is asked meanwhile waits.
+    ///
+    /// # Errors
+    /// The address cannot be understood; the error says where.
+    pub fn open(&self, clock: Arc<dyn Clock>) -> Result<RedisStore, BuildError> {
+        RedisStore::open(self, clock)
+    }
+}
+
+/// Addresses are shown without what they say about passwords.
+impl fmt::Debug for Redis {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Redis")
+            .field("target", &self.target)
+            .field("prefix", &self.prefix)
+            .field("connections", &self.connections)
+            .field("max_value_bytes", &self.max_value_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An open Redis store. See the [module](self).
+#[derive(Clone, Debug)]
+pub struct RedisStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    prefix: String,
+    max_value_bytes: usize,
+    /// Told by the clock of this process, to scripts that would use the server's otherwise.
+    told_time: bool,
+    clock: Arc<dyn Clock>,
+    link: Link,
+    /// For the one question that waits for an answer: it would keep others waiting.
+    listening: Link,
+    scripts: Scripts,
+    ledger: LedgerKeys,
+    known: Known,
+    walks: Walks,
+}
+
+/// Frames that one script stores: the server does nothing else meanwhile.
+const PUTS_AT_ONCE: usize = 64;
+
+impl RedisStore {
+    fn open(settings: &Redis, clock: Arc<dyn Clock>) -> Result<Self, BuildError> {
+        let links = Links::start(&settings.target)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                prefix: settings.prefix.clone(),
+                max_value_bytes: settings.max_value_bytes,
+                told_time: settings.told_time,
+                clock,
+                link: links.link(settings.connections),
+                listening: links.link(1),
+                scripts: Scripts::new(),
+                ledger: LedgerKeys::new(&settings.prefix),
+                known: Known::default(),
+                walks: Walks::default(),
+            }),
+        })
+    }
+
+    /// The key of the server under which a frame lies.
+    fn key(&self, key: &StoredKey) -> String {
+        let (name, schema) = key.name_and_schema();
+        format!("{}{{{name}}}:1:{schema}", self.shared.prefix)
+    }
+
+    /// Which frame lies under a key of the server; `None` if it is not one of ours.
+    fn stored_key(&self, key: &[u8]) -> Option<StoredKey> {
+        let key = std::str::from_utf8(key).ok()?.strip_prefix(&*self.shared.prefix)?;
+        let (name, schema) = key.strip_prefix('{')?.rsplit_once("}:1:")?;
+        StoredKey::of_name(name, schema)
+    }
+
+    async fn put_some(&self, puts: &[&Put]) -> Result<Vec<Stored>, StoreError> {
+        const DOING: &str = "write to the Redis tier";
+        let now = self.shared.clock.wall();
+        let mut call = self.ledger_call(&self.shared.scripts.put, now);
+        for put in puts {
+            let (name, schema) = put.key.name_and_schema();
+            call.arg(&*name).arg(schema).arg(lives(now, put.expires));
+            call.arg(format!("{:016x}", put.stamp.incarnation)).arg(put.stamp.number);
+            call.arg(put.tags.len());
+            for tag in &*put.tags {
+                call.arg(&**tag);
+            }
+            call.arg(&*put.frame);
+        }
+        let answer = call.ask(&self.shared.link, DOING).await?;
+        let answers = reply::integers(answer, DOING)?;
+        let stored =
+            answers.iter().map(|answer| if *answer == 1 { Stored::Yes } else { Stored::Refused });
+        Ok(stored.collect())
+    }
+}
+
+/// Milliseconds to live, as scripts want them: 0 is for ever, -1 is over already.
+fn lives(now: WallTime, expires: Option<WallTime>) -> i64 {
+    let Some(expires) = expires else { return 0 };
+    let millis = expires.as_millis().saturating_sub(now.as_millis());
+    // Redis refuses what would overflow its clock: a century will do.
+    let millis = i64::try_from(millis).unwrap_or(i64::MAX).min(100 * 365 * 86_400_000);
+    if millis == 0 { -1 } else { millis }
+}
+
+impl Store for RedisStore {
+    fn scope(&self) -> Scope {
+        Scope::Fleet
+    }
+
+    fn get<'a>(&'a self, keys: &'a [StoredKey]) -> StoreResult<'a, Vec<Option<Bytes>>> {
+        const DOING: &str = "read from the Redis tier";
+        Box::pin(async move {
+            match keys {
+                [] => Ok(Vec::new()),
+                [key] => {
+                    let mut get = Cmd::new();
+                    get.arg("GET").arg(self.key(key));
+                    let frame = self.shared.link.ask(&get, DOING).await?;
+                    Ok(vec![bulk(frame, DOING)?])
+                }
+                keys => {
+                    let mut get = Cmd::new();
+                    get.arg("MGET");
+                    for key in keys {
+                        get.arg(self.key(key));
+                    }
+                    let frames = self.shared.link.ask(&get, DOING).await?;
+                    let frames = reply::array_of(frames, keys.len(), DOING)?;
+                    frames.into_iter().map(|frame| bulk(frame, DOING)).collect()
+                }
+            }
+        })
+    }
+
+    fn put<'a>(&'a self, puts: &'a [Put]) -> StoreResult<'a, Vec<Stored>> {
+        Box::pin(async move {
+            let mut stored = vec![Stored::TooLarge; puts.len()];
+            let (mut places, mut small, mut large) = (Vec::new(), Vec::new(), Vec::new());
+            for (place, put) in stored.iter_mut().zip(puts) {
+                if put.frame.len() > self.shared.max_value_bytes {
+                    large.push(put.key.clone());
+                } else {
+                    places.push(place);
+                    small.push(put);
+                }
+            }
+            // What was there before must not outlive what replaces it.
+            if !large.is_empty() {
+                self.remove(&large).await?;
+            }
+            let mut places = places.into_iter();
+            for puts in small.chunks(PUTS_AT_ONCE) {
+                for answer in self.put_some(puts).await? {
+                    if let Some(place) = places.next() {
+                        *place = answer;
+                    }
+                }
+            }
+            Ok(stored)
+        })
+    }
+
+    fn remove<'a>(&'a self, keys: &'a [StoredKey]) -> StoreResult<'a, Vec<bool>> {
+        const DOING: &str = "remove from the Redis tier";
+        Box::pin(async move {
+            let mut removed = Vec::with_capacity(keys.len());
+            for keys in keys.chunks(PUTS_AT_ONCE * 8) {
+                let mut pipeline = redis::Pipeline::with_capacity(keys.len());
+                for key in keys {
+                    pipeline.cmd("UNLINK").arg(self.key(key));
+                }
+                let answers = self.shared.link.ask_all(&pipeline, DOING).await?;
+                for answer in answers {
+                    removed.push(reply::integer(answer, DOING)? > 0);
+                }
+            }
+            Ok(removed)
+        })
+    }
+
+    fn clear<'a>(&'a self, prefix: &'a str) -> StoreResult<'a, u64> {
+        Box::pin(walk::clear(self, prefix))
+    }
+
+    fn scan<'a>(
+        &'a self,
+        after: Option<&'a StoredKey>,
+        limit: usize,
+    ) -> StoreResult<'a, Vec<(StoredKey, Bytes)>> {
+        Box::pin(walk::scan(self, after, limit))
+    }
+
+    /// Counted up to 10,000 entries; beyond that estimated from as many.
+    fn usage(&self) -> StoreResult<'_, Usage> {
+        Box::pin(walk::usage(self))
+    }
+
+    fn authority(&self) -> Option<Arc<dyn Authority>> {
+        Some(Arc::new(self.clone()))
+    }
+
+    fn close(&self) -> StoreResult<'_, ()> {
+        Box::pin(async {
+            self.shared.link.close();
+            self.shared.listening.close();
+            Ok(())
+        })
+    }
+}

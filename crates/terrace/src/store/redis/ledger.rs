@@ -1,0 +1,460 @@
+//! The **ledger in Redis**: the authority of every process that shares a server.
+//!
+//! The same rules as [`protocol`](crate::protocol), as scripts. The ledger's parts are keys of one
+//! slot: its lines a stream, in which every line names the one before; the last line of each tag
+//! and space, of each prefix, and of each key that was named lately as sorted sets; and its origin,
+//! which knows how large the others have to be, so that none of them can be lost unnoticed.
+//!
+//! A server that was put back to an older state (a failover that lost lines, a restart from an
+//! old copy) is found out by whoever knows a later line, or a line that the stream does not continue.
+//! The ledger begins anew then, under another incarnation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use redis::{Cmd, Value};
+
+use super::RedisStore;
+use super::reply::{array, fields, integer, integers, odd, text, unsigned};
+use super::scripts::{Call, Script};
+use crate::authority::{Answer, Appended, Authority};
+use crate::clock::WallTime;
+use crate::ledger::{Line, Name, Names, Stamp};
+use crate::protocol::{Follow, Lease, Leased, Snapshot};
+use crate::store::{Scope, StoreError};
+
+/// Lines that one answer brings.
+const LINES_AT_ONCE: usize = 1_000;
+
+/// How long a question waits at the server for lines that come: silence is noticed after this.
+const WAITS_MILLIS: u64 = 1000;
+
+/// The keys of a ledger's parts.
+#[derive(Debug)]
+pub(super) struct LedgerKeys {
+    all: [String; 6],
+}
+
+impl LedgerKeys {
+    pub(super) fn new(prefix: &str) -> Self {
+        let parts = ["origin", "lines", "marks", "prefixes", "named", "schemas"];
+        Self { all: parts.map(|part| format!("{prefix}{{ledger}}:{part}")) }
+    }
+
+    fn lines(&self) -> &str {
+        let [_, lines, ..] = &self.all;
+        lines
+    }
+}
+
+/// The newest lines that this process knows, each by the random text that the next one repeats.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    tips: Mutex<Tips>,
+}
+
+#[derive(Debug, Default)]
+struct Tips {
+    incarnation: u64,
+    by_number: BTreeMap<u64, String>,
+}
+
+/// Lines whose text is remembered.
+const KNOWN_TIPS: usize = 1024;
+
+impl Known {
+    fn note(&self, incarnation: u64, number: u64, tip: String) {
+        let mut tips = self.tips.lock();
+        if tips.incarnation != incarnation {
+            *tips = Tips { incarnation, by_number: BTreeMap::new() };
+        }
+        tips.by_number.insert(number, tip);
+        if tips.by_number.len() > KNOWN_TIPS {
+            tips.by_number.pop_first();
+        }
+    }
+
+    /// The text of the line at a position, if it is known.
+    fn tip(&self, position: Stamp) -> Option<String> {
+        let tips = self.tips.lock();
+        let is_same = tips.incarnation == position.incarnation;
+        is_same.then(|| tips.by_number.get(&position.number).cloned()).flatten()
+    }
+
+    fn newest(&self) -> (u64, u64, String) {
+        let tips = self.tips.lock();
+        let newest = tips.by_number.last_key_value();
+        let (number, tip) = newest.map_or((0, String::new()), |(at, tip)| (*at, tip.clone()));
+        (tips.incarnation, number, tip)
+    }
+}
+
+impl RedisStore {
+    /// A call of a script about the ledger, with the arguments that all of them begin with.
+    pub(super) fn ledger_call<'a>(&'a self, script: &'a Script, now: WallTime) -> Call<'a> {
+        let shared = &self.shared;
+        let mut call = script.on(&shared.ledger.all);
+        call.arg(&shared.prefix).arg(self.told(now)).arg(hex(fastrand::u64(..)));
+        call
+    }
+
+    /// The time of day for scripts: 0 stands for the server's own.
+    fn told(&self, now: WallTime) -> u64 {
+        if self.shared.told_time { now.as_millis() } else { 0 }
+    }
+
+    fn key_of(&self, name: &str, what: &str) -> String {
+        format!("{}{{{name}}}:{what}", self.shared.prefix)
+    }
+
+    async fn append_lines(
+        &self,
+        condition: Option<(Stamp, Names<'_>)>,
+        names: &[Name],
+    ) -> Result<Option<Appended>, StoreError> {
+        const DOING: &str = "append to the ledger";
+        let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
+        let (incarnation, number, tip) = self.shared.known.newest();
+        call.arg(hex(incarnation)).arg(number).arg(tip);
+        call.arg(hex(fastrand::u64(..)));
+        match condition {
+            None => {
+                call.arg("");
+            }
+            Some((ticket, names)) => {
+                call.arg(hex(ticket.incarnation)).arg(ticket.number);
+                call.arg(names.key).arg(names.tags.len());
+                for tag in names.tags {
+                    call.arg(&**tag);
+                }
+            }
+        }
+        for name in names {
+            let (kind, text) = parts(name);
+            call.arg(kind).arg(text);
+        }
+        let answer = call.ask(&self.shared.link, DOING).await?;
+        if answer == Value::Nil {
+            return Ok(None);
+        }
+        let [incarnation, number, tip, held] = fields(answer, DOING)?;
+        let position =
+            Stamp { incarnation: unhex(incarnation, DOING)?, number: unsigned(number, DOING)? };
+        self.shared.known.note(position.incarnation, position.number, text(tip, DOING)?);
+        let held = integers(held, DOING)?.into_iter().map(|held| held > 0).collect();
+        Ok(Some(Appended { position, held }))
+    }
+
+    async fn follow_from(&self, position: Stamp) -> Result<Follow, StoreError> {
+        const DOING: &str = "follow the ledger";
+        let mut call = self.ledger_call(&self.shared.scripts.follow, self.shared.clock.wall());
+        call.arg(position.number).arg(LINES_AT_ONCE);
+        let answer = call.ask(&self.shared.link, DOING).await?;
+        let [incarnation, last, tip, kept, lines] = fields(answer, DOING)?;
+        let (incarnation, last) = (unhex(incarnation, DOING)?, unsigned(last, DOING)?);
+        if incarnation != position.incarnation {
+            return Ok(Follow::Broken);
+        }
+        let known = self.shared.known.tip(position);
+        if position.number > last {
+            if known.is_some() {
+                self.distrust(incarnation).await?;
+            }
+            return Ok(Follow::Broken);
+        }
+        if last - position.number > unsigned(kept, DOING)? {
+            return Ok(Follow::Broken);
+        }
+        let lines = read_lines(lines, DOING)?;
+        let tip = text(tip, DOING)?;
+        let after = lines.first().map_or(&tip, |line| &line.after);
+        if known.is_some_and(|known| known != *after) {
+            self.distrust(incarnation).await?;
+            return Ok(Follow::Broken);
+        }
+        Ok(self.chained(position, lines))
+    }
+
+    /// Waits until there are lines after `position`, a second at most.
+    async fn listen_from(&self, position: Stamp) -> Result<Follow, StoreError> {
+        const DOING: &str = "listen to the ledger";
+        let mut read = Cmd::new();
+        read.arg("XREAD").arg("COUNT").arg(LINES_AT_ONCE).arg("BLOCK").arg(WAITS_MILLIS);
+        read.arg("STREAMS").arg(self.shared.ledger.lines()).arg(format!("{}-0", position.number));
+        let answer = self.shared.listening.ask(&read, DOING).await?;
+        if answer == Value::Nil {
+            // Silence may be all there is to hear, or a ledger that is not there any more.
+            return self.follow_from(position).await;
+        }
+        let [stream] = fields(answer, DOING)?;
+        let [_, lines] = fields(stream, DOING)?;
+        let lines = read_lines(lines, DOING)?;
+        let known = self.shared.known.tip(position);
+        let continues = lines.first().is_some_and(|line| {
+            line.line.number == position.number + 1 && known.is_none_or(|known| known == line.after)
+        });
+        if !continues {
+            return self.follow_from(position).await;
+        }
+        Ok(self.chained(position, lines))
+    }
+
+    /// The lines, if each follows on the one before.
+    fn chained(&self, position: Stamp, lines: Vec<Chained>) -> Follow {
+        let mut before: Option<String> = None;
+        for (line, number) in lines.iter().zip(position.number + 1..) {
+            if line.line.number != number || before.is_some_and(|before| before != line.after) {
+                return Follow::Broken;
+            }
+            before = Some(line.tip.clone());
+        }
+        if let (Some(tip), Some(line)) = (before, lines.last()) {
+            self.shared.known.note(position.incarnation, line.line.number, tip);
+        }
+        Follow::Lines(lines.into_iter().map(|line| line.line).collect())
+    }
+
+    /// Has the ledger begin anew if it is still the one that cannot be trusted.
+    async fn distrust(&self, incarnation: u64) -> Result<(), StoreError> {
+        tracing::warn!("the ledger was put back to an older state: it begins anew");
+        let mut call = self.ledger_call(&self.shared.scripts.distrust, self.shared.clock.wall());
+        call.arg(hex(incarnation)).ask(&self.shared.link, "begin the ledger anew").await.map(drop)
+    }
+
+    async fn prolong(
+        &self,
+        key: &str,
+        token: u64,
+        millis: u64,
+        now: u64,
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "renew a lease";
+        let mut call = self.shared.scripts.renew.on(&[self.key_of(key, "lease")]);
+        call.arg(now).arg(millis).arg(hex(token));
+        Ok(integer(call.ask(&self.shared.link, DOING).await?, DOING)? == 1)
+    }
+
+    async fn add(
+        &self,
+        key: &str,
+        by: Option<i64>,
+        now: WallTime,
+        expires: Option<WallTime>,
+    ) -> Result<Option<i64>, StoreError> {
+        const DOING: &str = "count";
+        let mut call = self.ledger_call(&self.shared.scripts.count, now);
+        call.arg(key);
+        match by {
+            Some(by) => call.arg(by),
+            None => call.arg(""),
+        };
+        // What ends the moment it begins is one millisecond long.
+        call.arg(expires.map_or(0, |expires| since(now, expires).max(1)));
+        match call.ask(&self.shared.link, DOING).await? {
+            Value::Nil => Ok(None),
+            value => integer(value, DOING).map(Some),
+        }
+    }
+}
+
+impl Authority for RedisStore {
+    fn scope(&self) -> Scope {
+        Scope::Fleet
+    }
+
+    fn snapshot(&self) -> Answer<'_, Snapshot> {
+        const DOING: &str = "read the ledger";
+        Box::pin(async {
+            let call = self.ledger_call(&self.shared.scripts.snapshot, self.shared.clock.wall());
+            let answer = call.ask(&self.shared.link, DOING).await?;
+            let [incarnation, last, tip, floor, marks, prefixes] = fields(answer, DOING)?;
+            let (incarnation, last) = (unhex(incarnation, DOING)?, unsigned(last, DOING)?);
+            self.shared.known.note(incarnation, last, text(tip, DOING)?);
+            let mut names = scored(marks, DOING, |member| {
+                let (kind, text) = member.split_at_checked(1)?;
+                Some(name(kind, text))
+            })?;
+            names.extend(scored(prefixes, DOING, |member| Some(Name::Prefix(member.into())))?);
+            names.sort_by_key(|line| line.number);
+            Ok(Snapshot { incarnation, last, floor: unsigned(floor, DOING)?, names })
+        })
+    }
+
+    fn append<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Appended> {
+        Box::pin(async {
+            let appended = self.append_lines(None, names).await?;
+            appended.ok_or_else(|| odd("append to the ledger", "nothing"))
+        })
+    }
+
+    fn append_if_unnamed<'a>(
+        &'a self,
+        ticket: Stamp,
+        name: Name,
+        names: Names<'a>,
+    ) -> Answer<'a, Option<Appended>> {
+        Box::pin(async move { self.append_lines(Some((ticket, names)), &[name]).await })
+    }
+
+    fn follow(&self, position: Stamp) -> Answer<'_, Follow> {
+        Box::pin(async move {
+            let mut lines = Vec::new();
+            let mut here = position;
+            loop {
+                // However many there are, the server answers others in between.
+                match self.follow_from(here).await? {
+                    Follow::Lines(more) => match more.last() {
+                        Some(last) => {
+                            here.number = last.number;
+                            lines.extend(more);
+                        }
+                        None => return Ok(Follow::Lines(lines)),
+                    },
+                    Follow::Broken => return Ok(Follow::Broken),
+                }
+            }
+        })
+    }
+
+    fn listen(&self, position: Stamp) -> Option<Answer<'_, Follow>> {
+        Some(Box::pin(self.listen_from(position)))
+    }
+
+    fn lease<'a>(
+        &'a self,
+        key: &'a Arc<str>,
+        now: WallTime,
+        until: WallTime,
+    ) -> Answer<'a, Leased> {
+        const DOING: &str = "ask for a lease";
+        Box::pin(async move {
+            let token = fastrand::u64(..);
+            let mut call = self.shared.scripts.lease.on(&[self.key_of(key, "lease")]);
+            call.arg(self.told(now)).arg(since(now, until)).arg(hex(token));
+            let answer = integers(call.ask(&self.shared.link, DOING).await?, DOING)?;
+            let [is_granted, millis] = *answer else {
+                return Err(odd(DOING, "a list of another length"));
+            };
+            // By the clock of whoever asks.
+            let until = WallTime::from_millis(now.as_millis().saturating_add_signed(millis));
+            Ok(if is_granted == 1 {
+                Leased::Granted(Lease { token, until })
+            } else {
+                Leased::Held(until)
+            })
+        })
+    }
+
+    fn renew<'a>(&'a self, key: &'a str, token: u64, until: WallTime) -> Answer<'a, bool> {
+        // The caller has counted from its own clock.
+        let now = self.shared.clock.wall();
+        let (told, millis) =
+            if self.shared.told_time { (1, until.as_millis() - 1) } else { (0, since(now, until)) };
+        Box::pin(self.prolong(key, token, millis.max(1), told))
+    }
+
+    fn release<'a>(&'a self, key: &'a str, token: u64) -> Answer<'a, ()> {
+        Box::pin(async move { self.prolong(key, token, 0, 0).await.map(drop) })
+    }
+
+    fn count<'a>(
+        &'a self,
+        key: &'a Arc<str>,
+        by: i64,
+        now: WallTime,
+        expires: Option<WallTime>,
+    ) -> Answer<'a, i64> {
+        Box::pin(async move {
+            self.add(key, Some(by), now, expires).await?.ok_or_else(|| odd("count", "nothing"))
+        })
+    }
+
+    fn counter<'a>(&'a self, key: &'a str, now: WallTime) -> Answer<'a, Option<i64>> {
+        Box::pin(self.add(key, None, now, None))
+    }
+}
+
+/// A line and what holds it in the chain.
+struct Chained {
+    line: Line,
+    after: String,
+    tip: String,
+}
+
+fn read_lines(lines: Value, doing: &'static str) -> Result<Vec<Chained>, StoreError> {
+    array(lines, doing)?.into_iter().map(|entry| read_line(entry, doing)).collect()
+}
+
+fn read_line(entry: Value, doing: &'static str) -> Result<Chained, StoreError> {
+    let [id, pairs] = fields(entry, doing)?;
+    let id = text(id, doing)?;
+    let number = id.split('-').next().and_then(|number| number.parse().ok());
+    let number = number.ok_or_else(|| odd(doing, "a line without a number"))?;
+    let (mut kind, mut named, mut after, mut tip) = Default::default();
+    let mut pairs = array(pairs, doing)?.into_iter();
+    while let (Some(field), Some(value)) = (pairs.next(), pairs.next()) {
+        let value = text(value, doing)?;
+        match text(field, doing)?.as_str() {
+            "kind" => kind = value,
+            "name" => named = value,
+            "after" => after = value,
+            "tip" => tip = value,
+            // What later builds say beside it.
+            _ => {}
+        }
+    }
+    Ok(Chained { line: Line { number, name: name(&kind, &named) }, after, tip })
+}
+
+fn scored(
+    members: Value,
+    doing: &'static str,
+    name: impl Fn(&str) -> Option<Name>,
+) -> Result<Vec<Line>, StoreError> {
+    let mut members = array(members, doing)?.into_iter();
+    let mut lines = Vec::with_capacity(members.len() / 2);
+    while let (Some(member), Some(score)) = (members.next(), members.next()) {
+        let member = text(member, doing)?;
+        let name = name(&member).ok_or_else(|| odd(doing, "a mark without a kind"))?;
+        lines.push(Line { number: unsigned(score, doing)?, name });
+    }
+    Ok(lines)
+}
+
+/// How the kinds of names are written.
+fn parts(name: &Name) -> (&'static str, &str) {
+    match name {
+        Name::Key(text) => ("k", text),
+        Name::Set(text) => ("w", text),
+        Name::Prefix(text) => ("p", text),
+        Name::Tag(text) => ("t", text),
+        Name::Space(text) => ("s", text),
+        Name::Everything => ("e", ""),
+    }
+}
+
+fn name(kind: &str, text: &str) -> Name {
+    match kind {
+        "k" => Name::Key(text.into()),
+        "w" => Name::Set(text.into()),
+        "p" => Name::Prefix(text.into()),
+        "t" => Name::Tag(text.into()),
+        "s" => Name::Space(text.into()),
+        // A kind that this build does not know may name anything.
+        _ => Name::Everything,
+    }
+}
+
+fn since(now: WallTime, until: WallTime) -> u64 {
+    until.as_millis().saturating_sub(now.as_millis())
+}
+
+/// Numbers of scripts have 53 bits: what needs all 64 is a text.
+fn hex(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+fn unhex(value: Value, doing: &'static str) -> Result<u64, StoreError> {
+    u64::from_str_radix(&text(value, doing)?, 16).map_err(|_| odd(doing, "no number"))
+}

@@ -1,0 +1,198 @@
+//! The **walk** over all keys of a store, in bounded steps: the server answers others in between.
+
+use std::collections::{HashSet, VecDeque};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use redis::Cmd;
+
+use super::RedisStore;
+use super::reply::{array, bulk, fields, integer, odd, text};
+use crate::key::StoredKey;
+use crate::store::{Store as _, StoreError, StoreErrorKind, Usage};
+
+/// Keys of the server that one step looks at.
+const STEP: usize = 512;
+
+/// Walks that can be gone on with.
+const MOST_WALKS: usize = 16;
+
+/// Keys that are remembered, because a server that is growing its table tells some twice.
+const REMEMBERED: usize = 100_000;
+
+/// Entries up to which they are counted one by one.
+const COUNTED: u64 = 10_000;
+
+/// Walks that were begun, by the key at which they stopped.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    paused: Mutex<VecDeque<(StoredKey, Walk)>>,
+}
+
+#[derive(Debug)]
+struct Walk {
+    pattern: String,
+    /// `None` once the server has told everything.
+    cursor: Option<String>,
+    found: VecDeque<StoredKey>,
+    seen: HashSet<StoredKey>,
+}
+
+impl Walk {
+    /// Over all keys that may begin with `prefix`, and others.
+    fn over(store: &RedisStore, prefix: &str) -> Self {
+        let mut pattern = escaped(&store.shared.prefix);
+        pattern.push('{');
+        // The format, tenant and space come first in both forms of a key.
+        let mut parts = prefix.splitn(4, ':');
+        if let (Some(_), Some(tenant), Some(space), Some(_)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        {
+            pattern.push_str(&escaped(&format!("{tenant}:{space}:")));
+        }
+        pattern.push_str("*}:1:*");
+        Self { pattern, cursor: Some("0".into()), found: VecDeque::new(), seen: HashSet::new() }
+    }
+
+    /// One step; `false` if there is no other.
+    async fn step(&mut self, store: &RedisStore) -> Result<bool, StoreError> {
+        const DOING: &str = "scan the Redis tier";
+        let Some(cursor) = &self.cursor else { return Ok(false) };
+        let mut scan = Cmd::new();
+        scan.arg("SCAN").arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(STEP);
+        let [cursor, keys] = fields(store.shared.link.ask(&scan, DOING).await?, DOING)?;
+        let cursor = text(cursor, DOING)?;
+        self.cursor = (cursor != "0").then_some(cursor);
+        for key in array(keys, DOING)? {
+            let key = bulk(key, DOING)?.ok_or_else(|| odd(DOING, "nothing"))?;
+            // What somebody else left there is not ours to show.
+            let Some(key) = store.stored_key(&key) else { continue };
+            if self.seen.insert(key.clone()) {
+                self.found.push_back(key);
+            }
+        }
+        if self.seen.len() > REMEMBERED {
+            self.seen.clear();
+        }
+        Ok(true)
+    }
+
+    /// Up to `limit` keys; fewer only at the end.
+    async fn page(
+        &mut self,
+        store: &RedisStore,
+        limit: usize,
+    ) -> Result<Vec<StoredKey>, StoreError> {
+        while self.found.len() < limit && self.step(store).await? {}
+        let limit = limit.min(self.found.len());
+        Ok(self.found.drain(..limit).collect())
+    }
+}
+
+/// Removes everything whose key begins with `prefix`.
+pub(super) async fn clear(store: &RedisStore, prefix: &str) -> Result<u64, StoreError> {
+    let mut walk = Walk::over(store, prefix);
+    let mut cleared = 0;
+    loop {
+        let keys = walk.page(store, STEP).await?;
+        if keys.is_empty() {
+            return Ok(cleared);
+        }
+        let keys: Vec<_> =
+            keys.into_iter().filter(|key| key.as_str().starts_with(prefix)).collect();
+        let gone = store.remove(&keys).await?;
+        cleared += gone.into_iter().filter(|gone| *gone).count() as u64;
+    }
+}
+
+/// A page of keys and frames after the key at which the one before ended.
+pub(super) async fn scan(
+    store: &RedisStore,
+    after: Option<&StoredKey>,
+    limit: usize,
+) -> Result<Vec<(StoredKey, Bytes)>, StoreError> {
+    let mut walk = match after {
+        None => Walk::over(store, ""),
+        Some(key) => store.shared.walks.resume(key)?,
+    };
+    loop {
+        let keys = walk.page(store, limit).await?;
+        let Some(last) = keys.last().cloned() else { return Ok(Vec::new()) };
+        let frames = store.get(&keys).await?;
+        let page: Vec<_> =
+            keys.into_iter().zip(frames).filter_map(|(key, frame)| Some((key, frame?))).collect();
+        if let Some((key, _)) = page.last() {
+            // The page may end before what has just gone.
+            store.shared.walks.pause(key.clone(), walk);
+            return Ok(page);
+        }
+        tracing::trace!(?last, "all of a page has gone meanwhile");
+    }
+}
+
+impl Walks {
+    fn pause(&self, at: StoredKey, walk: Walk) {
+        let mut paused = self.paused.lock();
+        if paused.len() == MOST_WALKS {
+            paused.pop_front();
+        }
+        paused.push_back((at, walk));
+    }
+
+    fn resume(&self, key: &StoredKey) -> Result<Walk, StoreError> {
+        let mut paused = self.paused.lock();
+        let found = paused.iter().position(|(at, _)| at == key);
+        let found = found.and_then(|found| paused.remove(found)).map(|(_, walk)| walk);
+        // A server tells its keys in an order of its own, which only it can go on with.
+        found.ok_or_else(|| {
+            StoreError::new(StoreErrorKind::Other, "go on with a scan: begin it anew")
+        })
+    }
+}
+
+/// What is stored, counted or estimated.
+pub(super) async fn usage(store: &RedisStore) -> Result<Usage, StoreError> {
+    const DOING: &str = "measure the Redis tier";
+    let all = store.shared.link.ask(&redis::cmd("DBSIZE"), DOING).await?;
+    let all = u64::try_from(integer(all, DOING)?).unwrap_or(0);
+    let mut walk = Walk::over(store, "");
+    let (mut entries, mut bytes, mut looked_at) = (0_u64, 0_u64, 0_u64);
+    while looked_at < COUNTED && walk.step(store).await? {
+        looked_at += STEP as u64;
+        let keys: Vec<_> = walk.found.drain(..).collect();
+        if keys.is_empty() {
+            continue;
+        }
+        let mut lengths = redis::Pipeline::with_capacity(keys.len());
+        for key in &keys {
+            lengths.cmd("STRLEN").arg(store.key(key));
+        }
+        let lengths = store.shared.link.ask_all(&lengths, DOING).await?;
+        for (key, length) in keys.iter().zip(lengths) {
+            let length = u64::try_from(integer(length, DOING)?).unwrap_or(0);
+            if length > 0 {
+                entries += 1;
+                bytes += key.as_str().len() as u64 + length;
+            }
+        }
+    }
+    if walk.cursor.is_some() {
+        // A step looks at about as many keys as it is told to.
+        let share = all.max(looked_at) as f64 / looked_at as f64;
+        entries = (entries as f64 * share) as u64;
+        bytes = (bytes as f64 * share) as u64;
+    }
+    Ok(Usage::new(entries, bytes))
+}
+
+/// A text as a pattern that matches nothing else.
+fn escaped(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for character in text.chars() {
+        if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern
+}

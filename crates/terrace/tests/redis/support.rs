@@ -1,0 +1,48 @@
+//! Nodes: caches that share a server, as services of one fleet do.
+
+use std::time::Duration;
+
+use terrace::{Memory, Redis, Space, Terrace};
+use terrace_test::rig::wait_until;
+
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+/// A cache of memory over the server at `url`, with one space of texts.
+pub(crate) struct Node {
+    pub(crate) terrace: Terrace,
+    pub(crate) texts: Space<str, String>,
+}
+
+impl Node {
+    pub(crate) async fn at(url: impl Into<String>) -> Self {
+        Self::over(Redis::url(url)).await
+    }
+
+    pub(crate) async fn over(redis: Redis) -> Self {
+        let terrace = Terrace::builder()
+            .memory(Memory::bytes(16 << 20))
+            .tier("redis", redis)
+            .build()
+            .await
+            .unwrap();
+        let texts = terrace.space::<str, String>("texts").ttl(HOUR).build().unwrap();
+        Self { terrace, texts }
+    }
+
+    /// The value of `key`, loaded as `source` if no tier has it.
+    pub(crate) async fn load(&self, key: &str, source: &str) -> String {
+        let source = source.to_owned();
+        let load = |_| async move { Ok::<_, std::io::Error>(source) };
+        self.texts.get_or_load(key, load).await.unwrap().to_string()
+    }
+
+    /// What memory and Redis hold under `key`.
+    pub(crate) async fn get(&self, key: &str) -> Option<String> {
+        self.texts.get(key).await.unwrap().map(|text| text.to_string())
+    }
+}
+
+/// Waits until `condition` holds, for as long as an idle machine would never need.
+pub(crate) async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    wait_until(what, Duration::from_secs(20), condition).await.unwrap();
+}
