@@ -91,6 +91,9 @@ const JOINING: Duration = Duration::from_secs(2);
 /// Loads that run at once unless the builder says otherwise.
 const MOST_LOADS: usize = 256;
 
+/// How long memory is trusted without the ledger unless the builder says otherwise.
+const MAX_ISOLATED: Duration = Duration::from_secs(60);
+
 /// The two counts of references before a shared value.
 const ARC_COUNTS: usize = 16;
 
@@ -109,6 +112,7 @@ pub struct Builder {
     tiers: Vec<(String, Tier)>,
     policy: Policy,
     max_loads: Option<usize>,
+    max_isolated: Option<Duration>,
     clock: Option<Arc<dyn Clock>>,
     runtime: Option<Arc<dyn Runtime>>,
 }
@@ -137,6 +141,14 @@ impl Builder {
     /// as long as a load may take, or when 10,000 wait already.
     pub fn max_loads(mut self, loads: usize) -> Self {
         self.max_loads = Some(loads);
+        self
+    }
+
+    /// How long memory is trusted while the ledger that others write is out of reach: 60 s unless
+    /// set. What others invalidate meanwhile is not heard of; no answer is older than this because
+    /// of it.
+    pub fn max_isolated(mut self, time: Duration) -> Self {
+        self.max_isolated = Some(time);
         self
     }
 
@@ -180,6 +192,7 @@ impl Builder {
             Ok(snapshot) => snapshot,
             Err(source) => join_later(source, keeper, &*runtime)?,
         };
+        let heard = AtomicU64::new(clock.tick().as_millis());
         let core = Arc::new(Core {
             memory: self.memory.as_ref().map(Memory::build),
             authority,
@@ -195,6 +208,8 @@ impl Builder {
             runtime,
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
             following: tokio::sync::Mutex::new(()),
+            heard,
+            max_isolated: self.max_isolated.unwrap_or(MAX_ISOLATED),
             is_closed: AtomicBool::new(false),
             tiers: tiers.into(),
         });

@@ -51,6 +51,12 @@ impl WallTime {
         Self(self.0.saturating_add(millis(after)))
     }
 
+    /// The same moment on a clock that is so many milliseconds ahead.
+    #[must_use]
+    pub fn shifted(self, ahead: i64) -> Self {
+        Self(self.0.saturating_add_signed(ahead))
+    }
+
     /// How long `earlier` is ago; zero if it is not.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {

@@ -48,6 +48,10 @@ pub(crate) struct Core {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
     pub(crate) following: tokio::sync::Mutex<()>,
+    /// When the ledger was heard of last, in milliseconds of elapsed time.
+    pub(crate) heard: AtomicU64,
+    /// How long memory is trusted without hearing of the ledger.
+    pub(crate) max_isolated: Duration,
     pub(crate) is_closed: AtomicBool,
 }
 
@@ -235,8 +239,14 @@ impl Core {
                     return;
                 }
                 // Values that are dropped on the way may panic; the next round comes.
-                let applied = catch_panic(core.apply_heard(heard)).await;
-                failures = if matches!(applied, Ok(Err(_))) { failures + 1 } else { 0 };
+                let applied = catch_panic(Arc::clone(&core).apply_heard(heard)).await;
+                if matches!(applied, Ok(Ok(()))) {
+                    core.heard.store(core.clock.tick().as_millis(), Ordering::Relaxed);
+                    failures = 0;
+                } else {
+                    core.distrust_memory_in_time();
+                    failures += 1;
+                }
                 if failures > 0 || !is_listening {
                     runtime.sleep(FOLLOWING * (1 << failures.min(4))).await;
                 }
@@ -260,11 +270,23 @@ impl Core {
                 }
                 Ok(())
             }
-            Some(Err(error)) => {
-                tracing::debug!(%error, "the ledger cannot be listened to");
-                Err(error)
-            }
-            Some(Ok(Follow::Broken)) | None => self.follow().await,
+            // Perhaps it answers those who do not wait.
+            Some(Err(_) | Ok(Follow::Broken)) | None => self.follow().await,
+        }
+    }
+
+    /// Empties memory once nothing was heard of the ledger for too long, and again after as long:
+    /// what is loaded meanwhile may be invalidated by others all the same.
+    fn distrust_memory_in_time(&self) {
+        let now = self.clock.tick().as_millis();
+        let silent = now.saturating_sub(self.heard.load(Ordering::Relaxed));
+        if u128::from(silent) >= self.max_isolated.as_millis() {
+            tracing::warn!(
+                silent_for = ?Duration::from_millis(silent),
+                "the ledger is out of reach: what memory holds is not trusted any longer"
+            );
+            self.empty_memory();
+            self.heard.store(now, Ordering::Relaxed);
         }
     }
 

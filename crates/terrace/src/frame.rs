@@ -48,6 +48,18 @@ pub struct Header {
     pub key: Bytes,
 }
 
+impl Header {
+    /// The same times on a clock that is so many milliseconds ahead. When the source changed is a
+    /// time of its own.
+    pub(crate) fn shift(&mut self, ahead: i64) {
+        if ahead != 0 {
+            self.created = self.created.shifted(ahead);
+            self.expires = self.expires.map(|time| time.shifted(ahead));
+            self.stale_until = self.stale_until.map(|time| time.shifted(ahead));
+        }
+    }
+}
+
 /// A frame that was read and whose checksum is right.
 #[derive(Debug)]
 pub struct Frame {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::core::{Core, drop_all};
 use crate::error::Error;
-use crate::frame;
 use crate::freshness::{Life, Written};
 use crate::key::{Key, KeyRef, StoredKey, all_schemas_prefix};
 use crate::ledger::Name;
@@ -113,7 +112,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         let Ok(value) = frame.value() else { continue };
         let put = Put {
             key: wanted.stored.clone(),
-            frame: frame::encode(&header, value.to_vec(), tier.compression),
+            frame: tier.encode(header.clone(), value.to_vec()),
             expires: written.end(),
             stamp: header.stamp,
             tags: Arc::clone(&header.tags),

@@ -65,6 +65,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// By how many milliseconds the clock by which frames are written here is ahead of the
+    /// reader's own. Machines that share a store need not agree on the time of day then.
+    fn clock_ahead(&self) -> i64 {
+        0
+    }
+
     /// Does a bounded piece of housekeeping, such as deleting what has expired at
     /// `now`. Called every few seconds.
     fn maintain(&self, now: WallTime) -> StoreResult<'_, ()> {

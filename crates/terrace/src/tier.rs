@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::codec::Codec;
 use crate::compress::Compression;
 use crate::error::{BuildError, Error};
-use crate::frame::{self, Frame};
+use crate::frame::{self, Frame, Header};
 use crate::guard::{Deadlines, within};
 use crate::key::StoredKey;
 use crate::runtime::Runtime;
@@ -217,13 +217,22 @@ impl OpenTier {
         match frame::decode(bytes, self.max_value_bytes) {
             // Two long keys with one hash: the other one's value is not ours.
             Ok(frame) if frame.header.key != wanted => None,
-            Ok(frame) => Some(frame),
+            Ok(mut frame) => {
+                frame.header.shift(self.store.clock_ahead().saturating_neg());
+                Some(frame)
+            }
             Err(error) => {
                 bump(&counters.unreadable);
                 tracing::debug!(tier = %self.name, %error, "unreadable: counts as a miss");
                 None
             }
         }
+    }
+
+    /// The frame of a value, as this tier keeps it.
+    pub(crate) fn encode(&self, mut header: Header, value: Vec<u8>) -> Bytes {
+        header.shift(self.store.clock_ahead());
+        frame::encode(&header, value, self.compression)
     }
 
     /// Writes frames; a failure is counted and returned.

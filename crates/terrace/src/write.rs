@@ -11,7 +11,7 @@ use crate::codec::{Codec, ValueCodec};
 use crate::core::{Core, Ticket};
 use crate::entry::{AnyEntry, Entry, Meta, Times};
 use crate::error::Error;
-use crate::frame::{self, Header};
+use crate::frame::Header;
 use crate::freshness::{Life, Written};
 use crate::key::{Key, KeyBuffer, KeyRef, StoredKey, tag_name};
 use crate::lease::{Lease, Patience, while_held};
@@ -587,7 +587,7 @@ pub(crate) fn put<V>(
         dependencies: Arc::default(),
         key: wanted.bytes.to_vec().into(),
     };
-    let (raw, frame) = (bytes.len(), frame::encode(&header, bytes, tier.compression));
+    let (raw, frame) = (bytes.len(), tier.encode(header, bytes));
     if let Some(counters) = space.counters.below_memory().get(index_of(core, tier)) {
         counters.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
         counters.packed_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);

@@ -21,6 +21,7 @@ mod walk;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use redis::Cmd;
@@ -161,6 +162,8 @@ struct Shared {
     /// Told by the clock of this process, to scripts that would use the server's otherwise.
     told_time: bool,
     clock: Arc<dyn Clock>,
+    /// By how many milliseconds the server's clock is ahead of this process's.
+    ahead: AtomicI64,
     link: Link,
     /// For the one question that waits for an answer: it would keep others waiting.
     listening: Link,
@@ -182,6 +185,7 @@ impl RedisStore {
                 max_value_bytes: settings.max_value_bytes,
                 told_time: settings.told_time,
                 clock,
+                ahead: AtomicI64::new(0),
                 link: links.link(settings.connections),
                 listening: links.link(1),
                 scripts: Scripts::new(),
@@ -203,6 +207,25 @@ impl RedisStore {
         let key = std::str::from_utf8(key).ok()?.strip_prefix(&*self.shared.prefix)?;
         let (name, schema) = key.strip_prefix('{')?.rsplit_once("}:1:")?;
         StoredKey::of_name(name, schema)
+    }
+
+    /// Compares the server's clock with this process's, which says `now`.
+    async fn compare_clocks(&self, now: WallTime) -> Result<(), StoreError> {
+        const DOING: &str = "ask the server for the time";
+        if self.shared.told_time {
+            return Ok(());
+        }
+        let before = self.shared.clock.elapsed();
+        let time = self.shared.link.ask(&redis::cmd("TIME"), DOING).await?;
+        let took = self.shared.clock.elapsed().saturating_sub(before);
+        let [seconds, micros] = reply::fields(time, DOING)?;
+        let micros = reply::integer(micros, DOING)?;
+        let theirs = reply::integer(seconds, DOING)?.saturating_mul(1000) + micros / 1000;
+        // It said so half-way.
+        let ours = now.saturating_add(took / 2).as_millis();
+        let ahead = theirs.saturating_sub_unsigned(ours);
+        self.shared.ahead.store(ahead, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn put_some(&self, puts: &[&Put]) -> Result<Vec<Stored>, StoreError> {
@@ -331,6 +354,14 @@ impl Store for RedisStore {
 
     fn authority(&self) -> Option<Arc<dyn Authority>> {
         Some(Arc::new(self.clone()))
+    }
+
+    fn clock_ahead(&self) -> i64 {
+        self.shared.ahead.load(Ordering::Relaxed)
+    }
+
+    fn maintain(&self, now: WallTime) -> StoreResult<'_, ()> {
+        Box::pin(self.compare_clocks(now))
     }
 
     fn close(&self) -> StoreResult<'_, ()> {

@@ -9,6 +9,8 @@
 )]
 
 mod away;
+mod clocks;
 mod conformance;
 mod fleet;
+mod isolated;
 mod support;

@@ -271,6 +271,7 @@ impl Authority for RedisStore {
             let [incarnation, last, tip, floor, marks, prefixes] = fields(answer, DOING)?;
             let (incarnation, last) = (unhex(incarnation, DOING)?, unsigned(last, DOING)?);
             self.shared.known.note(incarnation, last, text(tip, DOING)?);
+            self.compare_clocks(self.shared.clock.wall()).await?;
             let mut names = scored(marks, DOING, |member| {
                 let (kind, text) = member.split_at_checked(1)?;
                 Some(name(kind, text))
