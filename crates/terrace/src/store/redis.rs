@@ -13,6 +13,7 @@
 //! Values are read with `GET` and `MGET`, and written by a script that judges them by the ledger in
 //! the same step. Connections are made and kept by [`link`], on a thread of their own.
 
+mod apart;
 mod ledger;
 mod link;
 mod reply;
@@ -31,6 +32,7 @@ use crate::clock::{Clock, WallTime};
 use crate::error::BuildError;
 use crate::key::StoredKey;
 use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
+use apart::Apart;
 use ledger::{Known, LedgerKeys};
 use link::{Link, Links, Target};
 use reply::bulk;
@@ -76,6 +78,12 @@ impl Redis {
     ) -> Self {
         let sentinels = sentinels.into_iter().map(Into::into).collect();
         Self::at(Target::Sentinels { sentinels, service: service.into(), server: None })
+    }
+
+    /// A tier on a cluster, of which at least one of these nodes answers.
+    #[must_use]
+    pub fn cluster<S: Into<String>>(nodes: impl IntoIterator<Item = S>) -> Self {
+        Self::at(Target::Cluster(nodes.into_iter().map(Into::into).collect()))
     }
 
     /// With [`sentinels`](Self::sentinels): the user, password, database and TLS of the primaries,
@@ -170,6 +178,9 @@ struct Shared {
     scripts: Scripts,
     ledger: LedgerKeys,
     known: Known,
+    /// Whether values lie in other slots of a cluster than the ledger.
+    is_apart: bool,
+    apart: Apart,
     walks: Walks,
 }
 
@@ -191,6 +202,8 @@ impl RedisStore {
                 scripts: Scripts::new(),
                 ledger: LedgerKeys::new(&settings.prefix),
                 known: Known::default(),
+                is_apart: settings.target.is_cluster(),
+                apart: Apart::default(),
                 walks: Walks::default(),
             }),
         })
@@ -232,6 +245,7 @@ impl RedisStore {
         const DOING: &str = "write to the Redis tier";
         let now = self.shared.clock.wall();
         let mut call = self.ledger_call(&self.shared.scripts.put, now);
+        call.arg(u8::from(self.shared.is_apart));
         for put in puts {
             let (name, schema) = put.key.name_and_schema();
             call.arg(&*name).arg(schema).arg(lives(now, put.expires));
@@ -240,10 +254,15 @@ impl RedisStore {
             for tag in &*put.tags {
                 call.arg(&**tag);
             }
-            call.arg(&*put.frame);
+            if !self.shared.is_apart {
+                call.arg(&*put.frame);
+            }
         }
         let answer = call.ask(&self.shared.link, DOING).await?;
         let answers = reply::integers(answer, DOING)?;
+        if self.shared.is_apart {
+            return self.put_apart(puts, answers, now).await;
+        }
         let stored =
             answers.iter().map(|answer| if *answer == 1 { Stored::Yes } else { Stored::Refused });
         Ok(stored.collect())
@@ -361,7 +380,13 @@ impl Store for RedisStore {
     }
 
     fn maintain(&self, now: WallTime) -> StoreResult<'_, ()> {
-        Box::pin(self.compare_clocks(now))
+        Box::pin(async move {
+            self.compare_clocks(now).await?;
+            if self.shared.is_apart {
+                self.repeat_after_a_change().await?;
+            }
+            Ok(())
+        })
     }
 
     fn close(&self) -> StoreResult<'_, ()> {

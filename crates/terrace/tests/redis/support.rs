@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use terrace::{Memory, Redis, Space, Terrace};
-use terrace_test::rig::wait_until;
+use terrace_test::rig::{Cluster, Sentinel, wait_until};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
@@ -40,6 +40,17 @@ impl Node {
     pub(crate) async fn get(&self, key: &str) -> Option<String> {
         self.texts.get(key).await.unwrap().map(|text| text.to_string())
     }
+}
+
+/// A tier on whichever server is the primary.
+pub(crate) fn primary_of(sentinel: &Sentinel) -> Redis {
+    let urls =
+        sentinel.sentinel_addresses().into_iter().map(|address| format!("redis://{address}"));
+    Redis::sentinels(urls, sentinel.name())
+}
+
+pub(crate) fn cluster_of(cluster: &Cluster) -> Redis {
+    Redis::cluster(cluster.addresses().into_iter().map(|address| format!("redis://{address}")))
 }
 
 /// Waits until `condition` holds, for as long as an idle machine would never need.

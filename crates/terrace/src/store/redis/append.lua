@@ -1,13 +1,15 @@
 -- Appends a line for each name, and drops what the authority holds under a name in the same step.
 --
 -- ARGV from 4: the position that the caller knows (incarnation, number, tip), a random text for
--- the tips of these lines, then a condition ('' or incarnation of the ticket, its number, name,
--- count of tags, tags), then for each line its kind and its text.
+-- the tips of these lines, whether values lie apart from the ledger, then a condition ('' or
+-- incarnation of the ticket, its number, name, count of tags, tags), then for each line its kind and
+-- its text.
 -- Answers with incarnation, number of the last line, its tip, and for each name whether something
--- was held; or with nothing if the condition does not hold.
+-- was held, or, if values lie apart, which schemas they may have; or with nothing if the condition
+-- does not hold.
 
 local known = { incarnation = ARGV[4], number = tonumber(ARGV[5]), tip = ARGV[6] }
-local random, at = ARGV[7], 8
+local random, is_apart, at = ARGV[7], ARGV[8] == '1', 9
 
 -- Somebody knows a later line than there is: the server was put back to an older state, and what
 -- was invalidated meanwhile is not known here any more.
@@ -31,11 +33,14 @@ if condition ~= '' then
 end
 
 -- Two builds that disagree about a type share the name of a value.
+local function schemas_of(name)
+    return redis.call('HGET', schemas_key, space_of(name)) or ''
+end
+
 local function void(name, with_lease)
     local keys, counter = {}, key_of(name, 'count')
     local counted = redis.call('EXISTS', counter) == 1 and counter_lives(counter, name)
-    local schemas = redis.call('HGET', schemas_key, space_of(name)) or ''
-    for schema in string.gmatch(schemas, '%x+') do
+    for schema in string.gmatch(schemas_of(name), '%x+') do
         keys[#keys + 1] = key_of(name, '1:' .. schema)
     end
     local gone = #keys > 0 and redis.call('UNLINK', unpack(keys)) or 0
@@ -56,10 +61,10 @@ while at < #ARGV do
     redis.call('XADD', lines_key, 'MAXLEN', '~', KEPT, number .. '-0',
         'kind', kind, 'name', text, 'after', ledger.tip, 'tip', tip)
     ledger.last, ledger.tip = number, tip
-    held[lines] = 0
+    held[lines] = is_apart and '' or 0
     if kind == 'k' or kind == 'w' then
         redis.call('ZADD', named_key, number, text)
-        held[lines] = void(text, kind == 'k')
+        held[lines] = is_apart and schemas_of(text) or void(text, kind == 'k')
     elseif kind == 'p' then
         redis.call('ZADD', prefixes_key, number, text)
     else

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::RedisStore;
-use super::reply::{array, fields, integer, integers, odd, text, unsigned};
+use super::reply::{array, array_of, fields, integer, integers, odd, text, unsigned};
 use super::scripts::{Call, Script};
 use crate::authority::{Answer, Appended, Authority};
 use crate::clock::WallTime;
@@ -82,7 +82,7 @@ impl Known {
         is_same.then(|| tips.by_number.get(&position.number).cloned()).flatten()
     }
 
-    fn newest(&self) -> (u64, u64, String) {
+    pub(super) fn newest(&self) -> (u64, u64, String) {
         let tips = self.tips.lock();
         let newest = tips.by_number.last_key_value();
         let (number, tip) = newest.map_or((0, String::new()), |(at, tip)| (*at, tip.clone()));
@@ -100,11 +100,11 @@ impl RedisStore {
     }
 
     /// The time of day for scripts: 0 stands for the server's own.
-    fn told(&self, now: WallTime) -> u64 {
+    pub(super) fn told(&self, now: WallTime) -> u64 {
         if self.shared.told_time { now.as_millis() } else { 0 }
     }
 
-    fn key_of(&self, name: &str, what: &str) -> String {
+    pub(super) fn key_of(&self, name: &str, what: &str) -> String {
         format!("{}{{{name}}}:{what}", self.shared.prefix)
     }
 
@@ -114,10 +114,14 @@ impl RedisStore {
         names: &[Name],
     ) -> Result<Option<Appended>, StoreError> {
         const DOING: &str = "append to the ledger";
+        // A condition may not hold, and nothing is to be dropped then.
+        if self.shared.is_apart && condition.is_none() {
+            self.void_before(names).await?;
+        }
         let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
         let (incarnation, number, tip) = self.shared.known.newest();
         call.arg(hex(incarnation)).arg(number).arg(tip);
-        call.arg(hex(fastrand::u64(..)));
+        call.arg(hex(fastrand::u64(..))).arg(u8::from(self.shared.is_apart));
         match condition {
             None => {
                 call.arg("");
@@ -142,7 +146,22 @@ impl RedisStore {
         let position =
             Stamp { incarnation: unhex(incarnation, DOING)?, number: unsigned(number, DOING)? };
         self.shared.known.note(position.incarnation, position.number, text(tip, DOING)?);
-        let held = integers(held, DOING)?.into_iter().map(|held| held > 0).collect();
+        if !self.shared.is_apart {
+            let held = integers(held, DOING)?.into_iter().map(|held| held > 0).collect();
+            return Ok(Some(Appended { position, held }));
+        }
+        let schemas = array_of(held, names.len(), DOING)?.into_iter();
+        let schemas: Vec<_> = schemas.map(|texts| text(texts, DOING)).collect::<Result<_, _>>()?;
+        for (name, schemas) in names.iter().zip(&schemas) {
+            if let Name::Key(key) | Name::Set(key) = name {
+                self.shared.apart.note_schemas(key, schemas);
+            }
+        }
+        let first = position.number + 1 - names.len() as u64;
+        let line = |at: usize| Stamp { number: first + at as u64, ..position };
+        let held = self.void(names, line, |at, _| schemas.get(at).cloned().unwrap_or_default());
+        let held = held.await?;
+        self.shared.apart.note_sent(names, self.shared.clock.elapsed());
         Ok(Some(Appended { position, held }))
     }
 
@@ -243,15 +262,16 @@ impl RedisStore {
         expires: Option<WallTime>,
     ) -> Result<Option<i64>, StoreError> {
         const DOING: &str = "count";
-        let mut call = self.ledger_call(&self.shared.scripts.count, now);
-        call.arg(key);
-        match by {
-            Some(by) => call.arg(by),
-            None => call.arg(""),
-        };
         // What ends the moment it begins is one millisecond long.
-        call.arg(expires.map_or(0, |expires| since(now, expires).max(1)));
-        match call.ask(&self.shared.link, DOING).await? {
+        let lives = expires.map_or(0, |expires| since(now, expires).max(1));
+        let answer = if self.shared.is_apart {
+            self.count_apart(key, by, now, lives).await?
+        } else {
+            let mut call = self.ledger_call(&self.shared.scripts.count, now);
+            call.arg(key).arg(by.map(|by| by.to_string()).unwrap_or_default()).arg(lives);
+            call.ask(&self.shared.link, DOING).await?
+        };
+        match answer {
             Value::Nil => Ok(None),
             value => integer(value, DOING).map(Some),
         }
@@ -452,7 +472,7 @@ fn since(now: WallTime, until: WallTime) -> u64 {
 }
 
 /// Numbers of scripts have 53 bits: what needs all 64 is a text.
-fn hex(number: u64) -> String {
+pub(super) fn hex(number: u64) -> String {
     format!("{number:016x}")
 }
 

@@ -7,21 +7,28 @@
 //! A link that has lost its server answers at once that it is unavailable, and tries again in the
 //! background; only the first attempt after a loss is waited for.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    ProtocolVersion, Value,
 };
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 
+use super::apart::{Range, primaries};
 use super::reply::{self, Verdict};
 use crate::error::BuildError;
 use crate::store::{StoreError, StoreErrorKind};
@@ -42,11 +49,21 @@ const SILENT: u32 = 3;
 /// How long it has to say so.
 const ALIVE: Duration = Duration::from_secs(1);
 
+/// The host and port of a node.
+pub(super) type Node = (String, u16);
+
 /// Where the server is.
 #[derive(Clone)]
 pub(super) enum Target {
     Server(String),
     Sentinels { sentinels: Vec<String>, service: String, server: Option<String> },
+    Cluster(Vec<String>),
+}
+
+impl Target {
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
 }
 
 impl fmt::Debug for Target {
@@ -57,6 +74,10 @@ impl fmt::Debug for Target {
                 let sentinels = sentinels.iter().map(|url| without_secrets(url));
                 write!(formatter, "{service} of ")?;
                 formatter.debug_list().entries(sentinels).finish()
+            }
+            Self::Cluster(nodes) => {
+                let nodes = nodes.iter().map(|url| without_secrets(url));
+                formatter.debug_list().entries(nodes).finish()
             }
         }
     }
@@ -153,8 +174,42 @@ enum State {
 }
 
 struct Connections {
-    all: Vec<MultiplexedConnection>,
+    all: Vec<Connection>,
     since: Instant,
+}
+
+/// One connection, or the connections to all nodes of a cluster.
+#[derive(Clone)]
+enum Connection {
+    Server(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl Connection {
+    async fn ask_one(&mut self, command: &Cmd) -> redis::RedisResult<Value> {
+        let answer = match self {
+            Self::Server(connection) => connection.send_packed_command(command).await,
+            Self::Cluster(connection) => connection.req_packed_command(command).await,
+        };
+        answer.and_then(Value::extract_error)
+    }
+
+    async fn ask_all(&mut self, commands: &Pipeline) -> redis::RedisResult<Vec<Value>> {
+        match self {
+            Self::Server(connection) => {
+                let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
+                answers.into_iter().map(Value::extract_error).collect()
+            }
+            // Of different slots: they go out side by side.
+            Self::Cluster(connection) => {
+                let asked = commands.cmd_iter().map(|command| {
+                    let mut connection = Self::Cluster(connection.clone());
+                    async move { connection.ask_one(command).await }
+                });
+                join_all(asked).await.into_iter().collect()
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Link {
@@ -178,9 +233,8 @@ impl Link {
     ) -> Result<Value, StoreError> {
         let (connections, mut connection) = self.connection(doing).await?;
         let question = Question::new(&self.shared, &connections);
-        let answer = connection.send_packed_command(command).await;
+        let answer = connection.ask_one(command).await;
         question.answered();
-        let answer = answer.and_then(Value::extract_error);
         answer.map_err(|error| self.failed(error, &connections, doing))
     }
 
@@ -192,13 +246,52 @@ impl Link {
     ) -> Result<Vec<Value>, StoreError> {
         let (connections, mut connection) = self.connection(doing).await?;
         let question = Question::new(&self.shared, &connections);
-        let answers = connection.send_packed_commands(commands, 0, commands.len()).await;
+        let answers = connection.ask_all(commands).await;
         question.answered();
-        let answers = answers.map_err(|error| self.failed(error, &connections, doing))?;
-        let answers = answers.into_iter().map(|answer| {
-            answer.extract_error().map_err(|error| self.failed(error, &connections, doing))
-        });
-        answers.collect()
+        answers.map_err(|error| self.failed(error, &connections, doing))
+    }
+
+    /// The answer of one node of a cluster; of the server, if it is none.
+    pub(super) async fn ask_node(
+        &self,
+        node: Option<&Node>,
+        command: &Cmd,
+        doing: &'static str,
+    ) -> Result<Value, StoreError> {
+        let Some(node) = node else { return self.ask(command, doing).await };
+        let (connections, connection) = self.connection(doing).await?;
+        let Connection::Cluster(mut cluster) = connection else {
+            return self.ask(command, doing).await;
+        };
+        let question = Question::new(&self.shared, &connections);
+        let (host, port) = node.clone();
+        let route = RoutingInfo::SingleNode(SingleNodeRoutingInfo::ByAddress { host, port });
+        let answer = cluster.route_command(command.clone(), route).await;
+        question.answered();
+        let answer = answer.and_then(Value::extract_error);
+        answer.map_err(|error| self.failed(error, &connections, doing))
+    }
+
+    /// The primaries of a cluster; one without an address stands for a server that is none.
+    pub(super) async fn nodes(&self) -> Result<Vec<Option<Node>>, StoreError> {
+        if !matches!(self.shared.endpoint.as_ref(), Endpoint::Cluster(_)) {
+            return Ok(vec![None]);
+        }
+        let ranges = self.ranges().await?;
+        let nodes: BTreeSet<_> = ranges.into_iter().map(|range| (range.host, range.port)).collect();
+        Ok(nodes.into_iter().map(Some).collect())
+    }
+
+    /// Which primary serves the slots from each of these on.
+    pub(super) async fn slots(&self) -> Result<BTreeMap<u64, String>, StoreError> {
+        Ok(self.ranges().await?.into_iter().map(|range| (range.first, range.id)).collect())
+    }
+
+    async fn ranges(&self) -> Result<Vec<Range>, StoreError> {
+        const DOING: &str = "ask for the nodes of the cluster";
+        let mut question = redis::cmd("CLUSTER");
+        question.arg("SLOTS");
+        primaries(self.ask(&question, DOING).await?, DOING)
     }
 
     /// Lets go of the connections; what is asked from now on fails.
@@ -211,7 +304,7 @@ impl Link {
     async fn connection(
         &self,
         doing: &'static str,
-    ) -> Result<(Arc<Connections>, MultiplexedConnection), StoreError> {
+    ) -> Result<(Arc<Connections>, Connection), StoreError> {
         loop {
             let mut changed = std::pin::pin!(self.shared.changed.notified());
             match &*self.shared.state.lock() {
@@ -289,7 +382,7 @@ impl Shared {
             let ping = redis::cmd("PING");
             for connection in &connections.all {
                 let mut connection = connection.clone();
-                let answer = timeout(ALIVE, connection.send_packed_command(&ping)).await;
+                let answer = timeout(ALIVE, connection.ask_one(&ping)).await;
                 if !matches!(answer, Ok(Ok(_))) {
                     shared.replace(&connections);
                     break;
@@ -351,6 +444,7 @@ async fn connect(shared: Weak<Shared>, mut wait: Duration) {
 enum Endpoint {
     Server(Client),
     Sentinels { sentinels: Vec<Client>, service: String, server: ConnectionInfo },
+    Cluster(ClusterClient),
 }
 
 impl fmt::Debug for Endpoint {
@@ -358,6 +452,7 @@ impl fmt::Debug for Endpoint {
         match self {
             Self::Server(client) => write!(formatter, "{}", client.get_connection_info().addr()),
             Self::Sentinels { service, .. } => write!(formatter, "the primary of {service}"),
+            Self::Cluster(_) => formatter.write_str("the cluster"),
         }
     }
 }
@@ -374,10 +469,24 @@ impl Endpoint {
                 let server = info(server.as_deref().unwrap_or("redis://primary"))?;
                 Ok(Self::Sentinels { sentinels, service: service.clone(), server })
             }
+            Target::Cluster(nodes) => {
+                let nodes = nodes.iter().map(|url| info(url)).collect::<Result<Vec<_>, _>>()?;
+                let sockets = nodes.first().map(|info| info.tcp_settings().clone());
+                let client = ClusterClient::builder(nodes)
+                    .tcp_settings(sockets.unwrap_or_default())
+                    .connection_timeout(CONNECTING)
+                    .retries(3)
+                    .min_retry_wait(20)
+                    .max_retry_wait(200)
+                    // One that is lost is noticed by what the server pushes, too.
+                    .use_protocol(ProtocolVersion::RESP3)
+                    .build()?;
+                Ok(Self::Cluster(client))
+            }
         }
     }
 
-    async fn connect(&self, count: usize) -> Result<Vec<MultiplexedConnection>, StoreError> {
+    async fn connect(&self, count: usize) -> Result<Vec<Connection>, StoreError> {
         const DOING: &str = "connect to the server";
         let connecting = async {
             let client = match self {
@@ -385,13 +494,21 @@ impl Endpoint {
                 Self::Sentinels { sentinels, service, server } => {
                     primary(sentinels, service, server).await?
                 }
+                Self::Cluster(client) => {
+                    let mut all = Vec::with_capacity(count);
+                    for _ in 0..count {
+                        all.push(Connection::Cluster(client.get_async_connection().await?));
+                    }
+                    return Ok(all);
+                }
             };
             let mut all = Vec::with_capacity(count);
             for _ in 0..count {
-                all.push(open(&client).await?);
-            }
-            if let (Self::Sentinels { service, .. }, Some(connection)) = (self, all.first_mut()) {
-                check_role(connection, service).await?;
+                let mut connection = open(&client).await?;
+                if let Self::Sentinels { service, .. } = self {
+                    check_role(&mut connection, service).await?;
+                }
+                all.push(Connection::Server(connection));
             }
             Ok(all)
         };

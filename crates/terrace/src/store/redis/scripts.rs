@@ -16,6 +16,10 @@ pub(super) struct Scripts {
     pub(super) snapshot: Script,
     pub(super) distrust: Script,
     pub(super) count: Script,
+    pub(super) latest: Script,
+    pub(super) put_apart: Script,
+    pub(super) count_apart: Script,
+    pub(super) void: Script,
     pub(super) lease: Script,
     pub(super) renew: Script,
 }
@@ -41,7 +45,13 @@ impl Scripts {
             follow: of_ledger(include_str!("follow.lua")),
             snapshot: of_ledger(include_str!("snapshot.lua")),
             distrust: of_ledger(include_str!("distrust.lua")),
-            count: of_ledger(include_str!("count.lua")),
+            count: of_ledger(concat!(include_str!("counter.lua"), include_str!("count.lua"))),
+            latest: of_ledger(include_str!("latest.lua")),
+            put_apart: Script::new(include_str!("put_apart.lua").into()),
+            count_apart: Script::new(
+                concat!(include_str!("counter.lua"), include_str!("count_apart.lua")).into(),
+            ),
+            void: Script::new(include_str!("void.lua").into()),
             lease: Script::new(include_str!("lease.lua").into()),
             renew: Script::new(include_str!("renew.lua").into()),
         }

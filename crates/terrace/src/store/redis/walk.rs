@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use redis::Cmd;
 
 use super::RedisStore;
+use super::link::Node;
 use super::reply::{array, bulk, fields, integer, odd, text};
 use crate::key::StoredKey;
 use crate::store::{Store as _, StoreError, StoreErrorKind, Usage};
@@ -32,8 +33,9 @@ pub(super) struct Walks {
 #[derive(Debug)]
 struct Walk {
     pattern: String,
-    /// `None` once the server has told everything.
-    cursor: Option<String>,
+    /// Nodes that are left to be asked; the last one is being asked.
+    nodes: Option<Vec<Option<Node>>>,
+    cursor: String,
     found: VecDeque<StoredKey>,
     seen: HashSet<StoredKey>,
 }
@@ -51,18 +53,31 @@ impl Walk {
             pattern.push_str(&escaped(&format!("{tenant}:{space}:")));
         }
         pattern.push_str("*}:1:*");
-        Self { pattern, cursor: Some("0".into()), found: VecDeque::new(), seen: HashSet::new() }
+        Self {
+            pattern,
+            nodes: None,
+            cursor: "0".into(),
+            found: VecDeque::new(),
+            seen: HashSet::new(),
+        }
     }
 
     /// One step; `false` if there is no other.
     async fn step(&mut self, store: &RedisStore) -> Result<bool, StoreError> {
         const DOING: &str = "scan the Redis tier";
-        let Some(cursor) = &self.cursor else { return Ok(false) };
+        let nodes = match &mut self.nodes {
+            Some(nodes) => nodes,
+            none => none.insert(store.shared.link.nodes().await?),
+        };
+        let Some(node) = nodes.last() else { return Ok(false) };
         let mut scan = Cmd::new();
-        scan.arg("SCAN").arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(STEP);
-        let [cursor, keys] = fields(store.shared.link.ask(&scan, DOING).await?, DOING)?;
-        let cursor = text(cursor, DOING)?;
-        self.cursor = (cursor != "0").then_some(cursor);
+        scan.arg("SCAN").arg(&self.cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(STEP);
+        let answer = store.shared.link.ask_node(node.as_ref(), &scan, DOING).await?;
+        let [cursor, keys] = fields(answer, DOING)?;
+        self.cursor = text(cursor, DOING)?;
+        if self.cursor == "0" {
+            nodes.pop();
+        }
         for key in array(keys, DOING)? {
             let key = bulk(key, DOING)?.ok_or_else(|| odd(DOING, "nothing"))?;
             // What somebody else left there is not ours to show.
@@ -176,7 +191,7 @@ pub(super) async fn usage(store: &RedisStore) -> Result<Usage, StoreError> {
             }
         }
     }
-    if walk.cursor.is_some() {
+    if walk.nodes.is_some_and(|nodes| !nodes.is_empty()) {
         // A step looks at about as many keys as it is told to.
         let share = all.max(looked_at) as f64 / looked_at as f64;
         entries = (entries as f64 * share) as u64;
