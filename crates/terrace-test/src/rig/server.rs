@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::node::Node;
 use super::port::Port;
 use super::process::{Process, Program, tail};
-use super::{Connection, PATIENCE, Reply, RigError, wait_until};
+use super::{Connection, PATIENCE, Reply, RigError, connection, wait_until};
 
 /// A command of a test must not hang the test when the server is paused.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -298,21 +298,7 @@ impl RedisServer {
         &self,
         parts: impl IntoIterator<Item: AsRef<[u8]>>,
     ) -> Result<Reply, RigError> {
-        let talk = async {
-            let mut connection = Connection::to_socket(&socket_of(self.directory.path())).await?;
-            if self.builder.has_rig_user() {
-                connection.command(["AUTH", RIG_USER, RIG_PASSWORD]).await?;
-            }
-            connection.command(parts).await
-        };
-        if self.process.lock().is_none() {
-            return Err(RigError::NotRunning { what: self.name() });
-        }
-        let in_vain = |_| RigError::InVain {
-            what: format!("a reply of {}", self.name()),
-            within: COMMAND_DEADLINE,
-        };
-        tokio::time::timeout(COMMAND_DEADLINE, talk).await.map_err(in_vain)?
+        self.ask(connection::request(parts)).await
     }
 
     /// The same for a command that must not fail.
@@ -323,13 +309,14 @@ impl RedisServer {
         &self,
         parts: impl IntoIterator<Item: AsRef<[u8]>>,
     ) -> Result<Reply, RigError> {
-        let parts: Vec<_> = parts.into_iter().collect();
-        let reply = self.command(&parts).await?;
+        let request = connection::request(parts);
+        let reply = self.ask(request.clone()).await?;
         let Some(error) = reply.error() else { return Ok(reply) };
-        let parts: Vec<_> = parts.iter().map(|p| String::from_utf8_lossy(p.as_ref())).collect();
+        let parts = Reply::parse(&request)?.map(|(request, _)| request);
+        let parts = parts.iter().flat_map(Reply::items).filter_map(Reply::text);
         Err(RigError::Refused {
             what: self.name(),
-            command: parts.join(" "),
+            command: parts.collect::<Vec<_>>().join(" "),
             answer: error.to_owned(),
         })
     }
@@ -508,6 +495,25 @@ impl RedisServer {
         };
         drop(self.process.lock().take());
         Err(RigError::DidNotStart { what: self.name(), why, log: tail(&log) })
+    }
+
+    async fn ask(&self, request: Vec<u8>) -> Result<Reply, RigError> {
+        if self.process.lock().is_none() {
+            return Err(RigError::NotRunning { what: self.name() });
+        }
+        let talk = async {
+            let mut connection = Connection::to_socket(&socket_of(self.directory.path())).await?;
+            if self.builder.has_rig_user() {
+                connection.command(["AUTH", RIG_USER, RIG_PASSWORD]).await?;
+            }
+            connection.write(&request).await?;
+            connection.reply().await
+        };
+        let in_vain = |_| RigError::InVain {
+            what: format!("a reply of {}", self.name()),
+            within: COMMAND_DEADLINE,
+        };
+        tokio::time::timeout(COMMAND_DEADLINE, talk).await.map_err(in_vain)?
     }
 
     fn signal(&self, signal: Signal) -> Result<(), RigError> {

@@ -50,6 +50,14 @@ async fn a_killed_primary_is_replaced_and_comes_back_as_a_replica() {
 }
 
 #[tokio::test]
+async fn valkey_fails_over_too() {
+    let sentinels = Sentinel::builder().valkey().replicas(1).start().await.unwrap();
+    let old = sentinels.kill_primary().await.unwrap();
+    let new = sentinels.wait_for_new_primary(old).await.unwrap();
+    set(new, "1").await;
+}
+
+#[tokio::test]
 async fn a_primary_behind_a_proxy_that_falls_silent_is_replaced() {
     let sentinels = Sentinel::builder().behind_proxies().password("p").start().await.unwrap();
     let old = sentinels.primary().await.unwrap();

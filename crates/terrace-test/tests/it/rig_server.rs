@@ -27,6 +27,13 @@ async fn it_answers_at_its_address() {
 }
 
 #[tokio::test]
+async fn valkey_answers_too() {
+    let server = RedisServer::builder().valkey().start().await.unwrap();
+    set(&server, "1").await;
+    assert_eq!(server.info("server_name").await.unwrap().as_deref(), Some("valkey"));
+}
+
+#[tokio::test]
 async fn one_that_is_paused_answers_nobody_until_it_goes_on() {
     let server = RedisServer::start().await.unwrap();
     let mut before = Connection::to(server.address()).await.unwrap();
