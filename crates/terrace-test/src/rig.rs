@@ -6,6 +6,7 @@
 //! | replicas, and sentinels that promote one of them | [`Sentinel`] |
 //! | nodes that share the slots, move them and replace each other | [`Cluster`] |
 //! | a network before a server, to be slow, silent, cut or wrong | [`ChaosProxy`] |
+//! | replies that no server gives on request | [`ScriptedServer`] |
 //! | to speak to any server, byte by byte if need be | [`Connection`], [`Reply`] |
 //! | to wait for something | [`wait_until`] |
 //!
@@ -43,6 +44,7 @@ mod port;
 mod process;
 mod proxy;
 mod reply;
+mod script;
 mod sentinel;
 mod server;
 
@@ -51,6 +53,7 @@ pub use connection::Connection;
 pub use error::RigError;
 pub use proxy::{ChaosProxy, Direction};
 pub use reply::Reply;
+pub use script::{Play, Requests, ScriptedServer};
 pub use sentinel::{Sentinel, SentinelBuilder};
 pub use server::{RedisServer, RedisServerBuilder, TlsFiles};
 

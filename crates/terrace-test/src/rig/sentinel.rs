@@ -128,9 +128,9 @@ impl SentinelBuilder {
         for _ in 0..3 {
             let started = sentinel.clone().start().await?;
             // Sentinels look round every ten seconds. Older ones cannot be told otherwise, and
-            // then everything takes longer.
-            let periods = ["info-period", "ask-period", "ping-period", "publish-period"];
-            for period in periods {
+            // then everything takes longer. How often they ping stays as it is: a replica that
+            // was not heard of for five times as long cannot be promoted.
+            for period in ["info-period", "ask-period", "publish-period"] {
                 started.command(["SENTINEL", "DEBUG", period, "100"]).await?;
             }
             sentinels.push(started);
@@ -223,13 +223,16 @@ impl Sentinel {
     /// There is none within half a minute.
     pub async fn wait_for_new_primary(&self, old: &RedisServer) -> Result<&RedisServer, RigError> {
         let mut new = None;
-        let what = format!("another primary than {}", old.name());
-        wait_until(what, PATIENCE, async || {
+        let chosen = wait_until("another primary", PATIENCE, async || {
             new = self.primary_as_known_to_all().await.filter(|new| new.port() != old.port());
             new.is_some()
+        });
+        let _ = chosen.await;
+        new.ok_or_else(|| {
+            let logs = self.sentinels.iter().map(RedisServer::log_tail).collect::<String>();
+            let what = format!("another primary than {}; the sentinels say:\n{logs}", old.name());
+            RigError::InVain { what, within: PATIENCE }
         })
-        .await?;
-        new.ok_or_else(|| RigError::NotRunning { what: "the new primary".to_owned() })
     }
 
     /// Waits until the replicas that run are in sync with the primary, and until all

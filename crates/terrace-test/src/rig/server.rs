@@ -433,6 +433,11 @@ impl RedisServer {
         self.bus.number()
     }
 
+    /// The last lines of its log, with its name above them.
+    pub(super) fn log_tail(&self) -> String {
+        format!("{}:\n{}", self.name(), tail(&log_of(self.directory.path())))
+    }
+
     pub(super) fn name(&self) -> String {
         let program = self.builder.program.file.display();
         let sentinel = if self.builder.kind == Kind::Sentinel { " --sentinel" } else { "" };

@@ -11,6 +11,8 @@ mod rig_cluster;
 #[cfg(all(feature = "rig", unix))]
 mod rig_proxy;
 #[cfg(all(feature = "rig", unix))]
+mod rig_script;
+#[cfg(all(feature = "rig", unix))]
 mod rig_sentinel;
 #[cfg(all(feature = "rig", unix))]
 mod rig_server;
