@@ -58,11 +58,14 @@ without_services() (
 
 # Real servers, for tests of what happens to a cache when these die. See rig.rs in terrace-test.
 need_redis() {
-    if command -v redis-server >/dev/null && command -v redis-cli >/dev/null; then
-        return 0
+    if ! command -v redis-server >/dev/null || ! command -v redis-cli >/dev/null; then
+        without_services need_apt redis-server redis-sentinel redis-tools ||
+            die "tests start real servers: please install redis-server and redis-cli by hand"
     fi
-    without_services need_apt redis-server redis-sentinel redis-tools ||
-        die "tests start real servers: please install redis-server by hand"
+    # Certificates for servers that speak TLS are made with it.
+    if ! command -v openssl >/dev/null; then
+        need_apt openssl || die "tests make certificates: please install openssl by hand"
+    fi
 }
 
 # need_valkey: fails where it cannot be had, and says so: not every release of Debian has it, and

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::node::Node;
 use super::port::Port;
 use super::process::{Process, Program, tail};
-use super::{Connection, PATIENCE, Reply, RigError, connection, wait_until};
+use super::{Connection, PATIENCE, Reply, RigError, TlsFiles, connection, wait_for, wait_until};
 
 /// A command of a test must not hang the test when the server is paused.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -73,19 +73,6 @@ pub(super) enum Kind {
     Data,
     Node,
     Sentinel,
-}
-
-/// The files for a server that speaks TLS, all in PEM.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    /// What the server shows.
-    pub certificate: PathBuf,
-    /// The key to that.
-    pub key: PathBuf,
-    /// Who has to have signed what clients show.
-    pub authority: PathBuf,
-    /// Whether clients have to show anything.
-    pub asks_clients: bool,
 }
 
 impl RedisServerBuilder {
@@ -150,7 +137,8 @@ impl RedisServerBuilder {
         self.config("user", format!("{name} {rules}"))
     }
 
-    /// The port speaks TLS and nothing else.
+    /// The port speaks TLS and nothing else. [`Certificates`](super::Certificates) has the
+    /// files.
     pub fn tls(mut self, files: TlsFiles) -> Self {
         self.tls = Some(files);
         self
@@ -477,25 +465,22 @@ impl RedisServer {
         let process = Process::spawn(&self.builder.program, &arguments, directory, &log)?;
         *self.process.lock() = Some(process);
 
-        let mut ended = None;
-        let answers = wait_until("an answer to PING", PATIENCE, async || {
-            ended = self.process.lock().as_mut().and_then(Process::ended);
+        let answers = wait_for("an answer to PING", PATIENCE, async || {
+            let ended = self.process.lock().as_mut().and_then(Process::ended);
             if ended.is_some() {
-                return true;
+                return Ok(ended);
             }
-            match self.command(["PING"]).await {
-                Ok(reply) => {
-                    let is_loading = reply.error().is_some_and(|e| e.starts_with("LOADING"));
-                    until == Until::Answers || !is_loading
+            let reply = self.command(["PING"]).await.map_err(|error| error.to_string())?;
+            match reply.error() {
+                Some(error) if until == Until::Ready && error.starts_with("LOADING") => {
+                    Err(error.to_owned())
                 }
-                Err(_) => false,
+                _ => Ok(None),
             }
         });
         let why = match answers.await {
-            Ok(()) => match ended {
-                None => return Ok(()),
-                Some(status) => format!("it ended at once ({status})"),
-            },
+            Ok(None) => return Ok(()),
+            Ok(Some(status)) => format!("it ended at once ({status})"),
             Err(error) => error.to_string(),
         };
         drop(self.process.lock().take());
