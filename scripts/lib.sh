@@ -41,6 +41,86 @@ need_apt() {
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# without_services COMMAND...: what it installs is not started, as Debian would do at once. The
+# servers of a test are started by the test, on ports of its own.
+without_services() (
+    policy=/usr/sbin/policy-rc.d root=()
+    if [[ ! -e $policy ]]; then
+        if ((EUID != 0)); then
+            root=(sudo)
+        fi
+        trap '"${root[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
+        "${root[@]}" chmod 755 "$policy"
+    fi
+    "$@"
+)
+
+# Real servers, for tests of what happens to a cache when these die. See rig.rs in terrace-test.
+need_redis() {
+    if ! command -v redis-server >/dev/null || ! command -v redis-cli >/dev/null; then
+        without_services need_apt redis-server redis-sentinel redis-tools ||
+            die "tests start real servers: please install redis-server and redis-cli by hand"
+    fi
+    # Certificates for servers that speak TLS are made with it.
+    if ! command -v openssl >/dev/null; then
+        need_apt openssl || die "tests make certificates: please install openssl by hand"
+    fi
+}
+
+# need_valkey: fails where it cannot be had, and says so: not every release of Debian has it, and
+# bookworm has it among its backports alone. Tests with it have "valkey" in their names.
+need_valkey() {
+    if command -v valkey-server >/dev/null; then
+        return 0
+    fi
+    if [[ $(apt-cache policy valkey-server 2>/dev/null) == *"Candidate: "[0-9]* ]]; then
+        without_services need_apt valkey-server && return 0
+    fi
+    without_services from_backports valkey-server && return 0
+    say "warning: valkey-server could not be installed: what is tested with it is left out"
+    return 1
+}
+
+# from_backports PACKAGE: from where this machine gets its other packages, for this once.
+from_backports() (
+    if ! command -v apt-get >/dev/null; then
+        say "error: this machine has no apt-get: please install by hand what Debian calls: $1"
+        return 1
+    fi
+    root=() release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    if ((EUID != 0)); then
+        root=(sudo)
+    fi
+    work=$(mktemp -d)
+    # What apt downloads belongs to root.
+    trap '"${root[@]}" rm -rf "$work"' EXIT
+    chmod 755 "$work"
+    mkdir -p "$work/sources" "$work/lists/partial"
+    cp /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list "$work/sources" 2>/dev/null || true
+    if [[ -e /etc/apt/sources.list ]]; then
+        cp /etc/apt/sources.list "$work/sources/machine.list"
+    fi
+    for file in "$work"/sources/*.sources; do
+        [[ -e $file ]] || continue
+        awk -v release="$release" -v RS= -v ORS='\n\n' '
+            $0 ~ "(^|\n)Suites:[^\n]* " release "([ \n]|$)" {
+                sub(/Suites:[^\n]*/, "Suites: " release "-backports")
+                print
+            }' "$file" >"${file%.sources}-backports.sources"
+    done
+    for file in "$work"/sources/*.list; do
+        [[ -e $file ]] || continue
+        sed -n "s/^\(deb .*\) $release /\1 $release-backports /p" "$file" >"${file%.list}-backports.list"
+    done
+    options=(-o "Dir::Etc::sourceparts=$work/sources" -o Dir::Etc::sourcelist=/dev/null
+        -o "Dir::State::lists=$work/lists")
+    say "Installing from $release-backports with apt-get: $1"
+    "${root[@]}" apt-get "${options[@]}" update -qq >&2 || return 1
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get "${options[@]}" install -y -qq --no-install-recommends "$1" >&2
+)
+
 need_c_compiler() {
     if ! command -v cc >/dev/null; then
         need_apt gcc libc6-dev || die "a C compiler is needed: SQLite and zstd are built from source"

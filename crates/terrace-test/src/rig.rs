@@ -3,8 +3,12 @@
 //! | you need | you take |
 //! | --- | --- |
 //! | a Redis or Valkey server, to be paused, killed and started again | [`RedisServer`] |
+//! | replicas, and sentinels that promote one of them | [`Sentinel`] |
+//! | nodes that share the slots, move them and replace each other | [`Cluster`] |
 //! | a network before a server, to be slow, silent, cut or wrong | [`ChaosProxy`] |
+//! | replies that no server gives on request | [`ScriptedServer`] |
 //! | to speak to any server, byte by byte if need be | [`Connection`], [`Reply`] |
+//! | servers that speak TLS | [`Certificates`] |
 //! | to wait for something | [`wait_until`] |
 //!
 //! Servers are processes of their own, on free ports of the loopback device, in temporary
@@ -33,19 +37,28 @@
 
 use std::time::Duration;
 
+mod cluster;
 mod connection;
 mod error;
+mod node;
 mod port;
 mod process;
 mod proxy;
 mod reply;
+mod script;
+mod sentinel;
 mod server;
+mod tls;
 
+pub use cluster::{Cluster, ClusterBuilder};
 pub use connection::Connection;
 pub use error::RigError;
 pub use proxy::{ChaosProxy, Direction};
 pub use reply::Reply;
-pub use server::{RedisServer, RedisServerBuilder, TlsFiles};
+pub use script::{Play, Requests, ScriptedServer};
+pub use sentinel::{Sentinel, SentinelBuilder};
+pub use server::{RedisServer, RedisServerBuilder};
+pub use tls::{Certificates, TlsFiles};
 
 /// How long the rig waits for a server to do what takes it milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,14 +75,12 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
-/// use terrace_test::rig::wait_until;
+/// use terrace_test::rig::{RedisServer, wait_until};
 ///
-/// let mut asked = 0;
-/// wait_until("three questions", Duration::from_secs(5), async || {
-///     asked += 1;
-///     asked == 3
-/// })
-/// .await?;
+/// let server = RedisServer::start().await?;
+/// server.command(["SET", "key", "value", "PX", "20"]).await?;
+/// let is_gone = async || server.command(["GET", "key"]).await.is_ok_and(|reply| reply.is_nil());
+/// wait_until("the end of a key", Duration::from_secs(5), is_gone).await?;
 ///
 /// let error = wait_until("the moon", Duration::from_millis(10), async || false).await;
 /// assert!(error.unwrap_err().to_string().contains("in vain for the moon"));
@@ -78,16 +89,39 @@ const PAUSE: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// It did not hold in time.
-pub async fn wait_until(
+pub async fn wait_until<F: Future<Output = bool>>(
     what: impl Into<String>,
     within: Duration,
-    mut condition: impl AsyncFnMut() -> bool,
+    mut condition: impl FnMut() -> F,
 ) -> Result<(), RigError> {
-    let holds = async {
-        while !condition().await {
+    let condition = || {
+        let condition = condition();
+        async { condition.await.then_some(()).ok_or_else(String::new) }
+    };
+    wait_for(what, within, condition).await
+}
+
+/// The same for something that brings a value, or says what is missing.
+async fn wait_for<T, F: Future<Output = Result<T, String>>>(
+    what: impl Into<String>,
+    within: Duration,
+    mut find: impl FnMut() -> F,
+) -> Result<T, RigError> {
+    let mut missing = String::new();
+    let found = async {
+        loop {
+            match find().await {
+                Ok(value) => return value,
+                Err(reason) => missing = reason,
+            }
             tokio::time::sleep(PAUSE).await;
         }
     };
-    let in_vain = |_| RigError::InVain { what: what.into(), within };
-    tokio::time::timeout(within, holds).await.map_err(in_vain)
+    tokio::time::timeout(within, found).await.map_err(|_| {
+        let mut what = what.into();
+        if !missing.is_empty() {
+            what = format!("{what}; at last, {missing}");
+        }
+        RigError::InVain { what, within }
+    })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::node::{Node, node_of};
 use super::server::Kind;
-use super::{ChaosProxy, RedisServer, RedisServerBuilder, RigError, wait_until};
+use super::{ChaosProxy, RedisServer, RedisServerBuilder, RigError, wait_for, wait_until};
 
 /// Longer than a failover takes that has to be tried twice.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -278,16 +278,10 @@ impl Cluster {
     /// # Errors
     /// That is not so within half a minute.
     pub async fn wait_until_ok(&self) -> Result<(), RigError> {
-        let mut missing = String::new();
-        let ok = wait_until("a cluster that is well", PATIENCE, async || {
-            let found = self.find_missing().await;
-            missing = found.clone().unwrap_or_default();
-            found.is_none()
-        });
-        ok.await.map_err(|_| RigError::InVain {
-            what: format!("a cluster that is well; at last, {missing}"),
-            within: PATIENCE,
+        wait_for("a cluster that is well", PATIENCE, async || {
+            self.find_missing().await.map_or(Ok(()), Err)
         })
+        .await
     }
 
     /// Makes one cluster of nodes that know nothing of each other.
@@ -295,6 +289,7 @@ impl Cluster {
         let share = usize::from(SLOTS).div_ceil(primaries);
         for (index, node) in self.nodes.iter().enumerate() {
             let epoch = (index + 1).to_string();
+            // Nobody may know anybody for that.
             node.server.expect(["CLUSTER", "SET-CONFIG-EPOCH", &epoch]).await?;
             if index < primaries {
                 let first = (index * share).to_string();
@@ -302,6 +297,8 @@ impl Cluster {
                 let last = last.to_string();
                 node.server.expect(["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await?;
             }
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
             // All of them meet, because word of mouth takes longer.
             for other in self.nodes.iter().skip(index + 1) {
                 let (port, bus) = (other.port().to_string(), other.server.bus_port().to_string());

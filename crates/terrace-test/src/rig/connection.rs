@@ -123,7 +123,7 @@ impl fmt::Debug for Connection {
 }
 
 /// A command as servers read it.
-fn request(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> Vec<u8> {
+pub(super) fn request(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> Vec<u8> {
     let (mut count, mut body) = (0_usize, Vec::new());
     for part in parts {
         let part = part.as_ref();

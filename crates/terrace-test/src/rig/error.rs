@@ -10,7 +10,7 @@ pub enum RigError {
     /// The program is not installed. A test fails for that; it does not skip itself.
     #[error(
         "the program {program} was not found: install it (the Debian package is called \
-         {package}), or name the file with RedisServerBuilder::program"
+         {package}); RedisServerBuilder::program names a server that lies elsewhere"
     )]
     NotInstalled {
         /// What was looked for, in the directories of `PATH` unless it is a path.

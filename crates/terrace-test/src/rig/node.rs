@@ -9,7 +9,7 @@ use super::{ChaosProxy, RedisServer, RedisServerBuilder, RigError};
 const ATTEMPTS: usize = 5;
 
 /// What a node has to be configured with besides, once its ports are known.
-pub(super) type Announce<'a> = &'a dyn Fn(&Node) -> Vec<(String, String)>;
+pub(super) type Announce<'a> = &'a (dyn Fn(&Node) -> Vec<(String, String)> + Sync);
 
 #[derive(Debug)]
 pub(super) struct Node {

@@ -1,13 +1,14 @@
 //! A **process** of the rig: signals reach it, and it does not outlive whoever holds it.
 
 use std::fs::{File, OpenOptions};
+use std::future::ready;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use super::{PATIENCE, RigError, wait_until};
+use super::{PATIENCE, RigError, wait_for};
 
 /// As much of a log as an error shows.
 const LINES_SHOWN: usize = 20;
@@ -83,13 +84,7 @@ impl Process {
         self.signal(Signal::CONT)?;
         self.signal(Signal::TERM)?;
         let what = format!("process {} to end when it was asked to", self.id());
-        let mut status = None;
-        wait_until(what, PATIENCE, async || {
-            status = self.ended();
-            status.is_some()
-        })
-        .await?;
-        Ok(status.unwrap_or_default())
+        wait_for(what, PATIENCE, || ready(self.ended().ok_or_else(String::new))).await
     }
 
     fn end(&mut self) -> io::Result<()> {

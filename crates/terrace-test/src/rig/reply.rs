@@ -49,6 +49,15 @@ impl Reply {
         }
     }
 
+    /// The bytes of it, where [`text`](Self::text) is a text.
+    #[must_use]
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Bulk(bytes) => Some(bytes.clone()),
+            other => other.text().map(|text| text.into_owned().into_bytes()),
+        }
+    }
+
     /// The number, also when it is written as text.
     #[must_use]
     pub fn integer(&self) -> Option<i64> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::node::{Node, node_of};
 use super::server::Kind;
-use super::{ChaosProxy, RedisServer, RedisServerBuilder, Reply, RigError, wait_until};
+use super::{ChaosProxy, RedisServer, RedisServerBuilder, Reply, RigError, wait_for};
 
 /// Under which name the sentinels know the primary.
 const NAME: &str = "terrace";
@@ -128,9 +128,9 @@ impl SentinelBuilder {
         for _ in 0..3 {
             let started = sentinel.clone().start().await?;
             // Sentinels look round every ten seconds. Older ones cannot be told otherwise, and
-            // then everything takes longer.
-            let periods = ["info-period", "ask-period", "ping-period", "publish-period"];
-            for period in periods {
+            // then everything takes longer. How often they ping stays as it is: a replica that
+            // was not heard of for five times as long cannot be promoted.
+            for period in ["info-period", "ask-period", "publish-period"] {
                 started.command(["SENTINEL", "DEBUG", period, "100"]).await?;
             }
             sentinels.push(started);
@@ -222,14 +222,15 @@ impl Sentinel {
     /// # Errors
     /// There is none within half a minute.
     pub async fn wait_for_new_primary(&self, old: &RedisServer) -> Result<&RedisServer, RigError> {
-        let mut new = None;
         let what = format!("another primary than {}", old.name());
-        wait_until(what, PATIENCE, async || {
-            new = self.primary_as_known_to_all().await.filter(|new| new.port() != old.port());
-            new.is_some()
+        wait_for(what, PATIENCE, async || {
+            let new = self.primary_as_known_to_all().await.filter(|new| new.port() != old.port());
+            new.ok_or_else(|| {
+                let logs = self.sentinels.iter().map(RedisServer::log_tail);
+                format!("the sentinels say:\n{}", logs.collect::<String>())
+            })
         })
-        .await?;
-        new.ok_or_else(|| RigError::NotRunning { what: "the new primary".to_owned() })
+        .await
     }
 
     /// Waits until the replicas that run are in sync with the primary, and until all
@@ -238,16 +239,10 @@ impl Sentinel {
     /// # Errors
     /// That is not so within half a minute.
     pub async fn wait_until_ok(&self) -> Result<(), RigError> {
-        let mut missing = String::new();
-        let ok = wait_until("replicas and sentinels", PATIENCE, async || {
-            let found = self.find_missing().await;
-            missing = found.clone().unwrap_or_default();
-            found.is_none()
-        });
-        ok.await.map_err(|_| RigError::InVain {
-            what: format!("replicas and sentinels to find each other; at last, {missing}"),
-            within: PATIENCE,
+        wait_for("replicas and sentinels to find each other", PATIENCE, async || {
+            self.find_missing().await.map_or(Ok(()), Err)
         })
+        .await
     }
 
     async fn primary_as_known_to(&self, sentinel: &RedisServer) -> Option<&RedisServer> {

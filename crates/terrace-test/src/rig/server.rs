@@ -11,12 +11,10 @@ use parking_lot::Mutex;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::node::Node;
 use super::port::Port;
 use super::process::{Process, Program, tail};
-use super::{Connection, PATIENCE, Reply, RigError, wait_until};
-
-/// A port that was free may be taken by the time at which a server wants it.
-const ATTEMPTS: usize = 5;
+use super::{Connection, PATIENCE, Reply, RigError, TlsFiles, connection, wait_for, wait_until};
 
 /// A command of a test must not hang the test when the server is paused.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -75,19 +73,6 @@ pub(super) enum Kind {
     Data,
     Node,
     Sentinel,
-}
-
-/// The files for a server that speaks TLS, all in PEM.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    /// What the server shows.
-    pub certificate: PathBuf,
-    /// The key to that.
-    pub key: PathBuf,
-    /// Who has to have signed what clients show.
-    pub authority: PathBuf,
-    /// Whether clients have to show anything.
-    pub asks_clients: bool,
 }
 
 impl RedisServerBuilder {
@@ -152,7 +137,8 @@ impl RedisServerBuilder {
         self.config("user", format!("{name} {rules}"))
     }
 
-    /// The port speaks TLS and nothing else.
+    /// The port speaks TLS and nothing else. [`Certificates`](super::Certificates) has the
+    /// files.
     pub fn tls(mut self, files: TlsFiles) -> Self {
         self.tls = Some(files);
         self
@@ -163,18 +149,7 @@ impl RedisServerBuilder {
     /// # Errors
     /// It is not installed, does not like its configuration, or does not answer.
     pub async fn start(self) -> Result<RedisServer, RigError> {
-        let mut attempt = 1;
-        loop {
-            let server = RedisServer::prepare(self.clone())?;
-            match server.launch(Until::Ready).await {
-                Err(RigError::DidNotStart { log, .. })
-                    if attempt < ATTEMPTS && log.contains("Address already in use") =>
-                {
-                    attempt += 1;
-                }
-                result => return result.map(|()| server),
-            }
-        }
+        Ok(Node::start(&self, false, &|_| Vec::new()).await?.server)
     }
 
     /// Whether the rig needs a user of its own to be let in.
@@ -182,7 +157,7 @@ impl RedisServerBuilder {
         self.password.is_some() || self.has_users
     }
 
-    fn file(&self, port: u16, bus: u16, directory: &Path) -> String {
+    fn file(&self, port: u16, bus: u16, directory: &Path, more: &[(String, String)]) -> String {
         let mut file = String::new();
         let mut line = |name: &str, value: &str| {
             let value = if value.is_empty() { "\"\"" } else { value };
@@ -217,7 +192,7 @@ impl RedisServerBuilder {
                 line("tls-auth-clients", if tls.asks_clients { "yes" } else { "no" });
             }
         }
-        for (name, value) in &self.lines {
+        for (name, value) in self.lines.iter().chain(more) {
             line(name, value);
         }
         file
@@ -226,7 +201,8 @@ impl RedisServerBuilder {
 
 /// When a server that is started counts as started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Until {
+pub(super) enum Until {
+    /// It answers, and has loaded its data.
     Ready,
     /// It answers, be it that it is still loading.
     Answers,
@@ -293,6 +269,13 @@ impl RedisServer {
         self.process.lock().as_ref().map(Process::id)
     }
 
+    /// Whether it has a process that has neither ended nor been [paused](Self::pause).
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        let mut process = self.process.lock();
+        process.as_mut().is_some_and(|process| process.ended().is_none() && !process.has_stopped())
+    }
+
     /// Gives a command as somebody who may do everything, on a connection of its own.
     ///
     /// What the server complains of is a [`Reply::Error`].
@@ -303,21 +286,7 @@ impl RedisServer {
         &self,
         parts: impl IntoIterator<Item: AsRef<[u8]>>,
     ) -> Result<Reply, RigError> {
-        let talk = async {
-            let mut connection = Connection::to_socket(&socket_of(self.directory.path())).await?;
-            if self.builder.has_rig_user() {
-                connection.command(["AUTH", RIG_USER, RIG_PASSWORD]).await?;
-            }
-            connection.command(parts).await
-        };
-        if self.process.lock().is_none() {
-            return Err(RigError::NotRunning { what: self.name() });
-        }
-        let in_vain = |_| RigError::InVain {
-            what: format!("a reply of {}", self.name()),
-            within: COMMAND_DEADLINE,
-        };
-        tokio::time::timeout(COMMAND_DEADLINE, talk).await.map_err(in_vain)?
+        self.ask(connection::request(parts)).await
     }
 
     /// The same for a command that must not fail.
@@ -328,13 +297,14 @@ impl RedisServer {
         &self,
         parts: impl IntoIterator<Item: AsRef<[u8]>>,
     ) -> Result<Reply, RigError> {
-        let parts: Vec<_> = parts.into_iter().collect();
-        let reply = self.command(&parts).await?;
+        let request = connection::request(parts);
+        let reply = self.ask(request.clone()).await?;
         let Some(error) = reply.error() else { return Ok(reply) };
-        let parts: Vec<_> = parts.iter().map(|p| String::from_utf8_lossy(p.as_ref())).collect();
+        let parts = Reply::parse(&request)?.map(|(request, _)| request);
+        let parts = parts.iter().flat_map(Reply::items).filter_map(Reply::text);
         Err(RigError::Refused {
             what: self.name(),
-            command: parts.join(" "),
+            command: parts.collect::<Vec<_>>().join(" "),
             answer: error.to_owned(),
         })
     }
@@ -447,9 +417,13 @@ impl RedisServer {
     }
 
     /// The port at which the other nodes of a cluster reach it.
-    #[expect(dead_code, reason = "clusters are still to come")]
     pub(super) fn bus_port(&self) -> u16 {
         self.bus.number()
+    }
+
+    /// The last lines of its log, with its name above them.
+    pub(super) fn log_tail(&self) -> String {
+        format!("{}:\n{}", self.name(), tail(&log_of(self.directory.path())))
     }
 
     pub(super) fn name(&self) -> String {
@@ -458,21 +432,27 @@ impl RedisServer {
         format!("{program}{sentinel} at {}", self.address())
     }
 
-    /// A directory, a port and a configuration, without a process.
-    fn prepare(builder: RedisServerBuilder) -> Result<Self, RigError> {
-        let directory = tempfile::Builder::new().prefix("terrace-rig-").tempdir();
-        let directory = directory.map_err(RigError::while_("making a temporary directory"))?;
-        let (port, bus) = (Port::reserve()?, Port::reserve()?);
-        let file = builder.file(port.number(), bus.number(), directory.path());
-        let write = || {
+    /// A directory and a port, without a configuration and without a process.
+    pub(super) fn prepare(builder: RedisServerBuilder) -> Result<Self, RigError> {
+        let make = || {
+            let directory = tempfile::Builder::new().prefix("terrace-rig-").tempdir()?;
             fs::create_dir(data_of(directory.path()))?;
-            fs::write(config_of(directory.path()), file)
+            Ok(directory)
         };
-        write().map_err(RigError::while_("writing the configuration of a server"))?;
+        let directory = make().map_err(RigError::while_("making a temporary directory"))?;
+        let (port, bus) = (Port::reserve()?, Port::reserve()?);
         Ok(Self { process: Mutex::new(None), directory, port, bus, builder })
     }
 
-    async fn launch(&self, until: Until) -> Result<(), RigError> {
+    /// `more` are lines that nobody knew before there was a port.
+    pub(super) fn write_config(&self, more: &[(String, String)]) -> Result<(), RigError> {
+        let (port, bus) = (self.port.number(), self.bus.number());
+        let file = self.builder.file(port, bus, self.directory.path(), more);
+        fs::write(config_of(self.directory.path()), file)
+            .map_err(RigError::while_("writing the configuration of a server"))
+    }
+
+    pub(super) async fn launch(&self, until: Until) -> Result<(), RigError> {
         let directory = self.directory.path();
         let (config, log) = (config_of(directory), log_of(directory));
         let config = config.display().to_string();
@@ -485,29 +465,45 @@ impl RedisServer {
         let process = Process::spawn(&self.builder.program, &arguments, directory, &log)?;
         *self.process.lock() = Some(process);
 
-        let mut ended = None;
-        let answers = wait_until("an answer to PING", PATIENCE, async || {
-            ended = self.process.lock().as_mut().and_then(Process::ended);
+        let answers = wait_for("an answer to PING", PATIENCE, async || {
+            let ended = self.process.lock().as_mut().and_then(Process::ended);
             if ended.is_some() {
-                return true;
+                return Ok(ended);
             }
-            match self.command(["PING"]).await {
-                Ok(reply) => {
-                    let is_loading = reply.error().is_some_and(|e| e.starts_with("LOADING"));
-                    until == Until::Answers || !is_loading
+            let reply = self.command(["PING"]).await.map_err(|error| error.to_string())?;
+            match reply.error() {
+                Some(error) if until == Until::Ready && error.starts_with("LOADING") => {
+                    Err(error.to_owned())
                 }
-                Err(_) => false,
+                _ => Ok(None),
             }
         });
         let why = match answers.await {
-            Ok(()) => match ended {
-                None => return Ok(()),
-                Some(status) => format!("it ended at once ({status})"),
-            },
+            Ok(None) => return Ok(()),
+            Ok(Some(status)) => format!("it ended at once ({status})"),
             Err(error) => error.to_string(),
         };
         drop(self.process.lock().take());
         Err(RigError::DidNotStart { what: self.name(), why, log: tail(&log) })
+    }
+
+    async fn ask(&self, request: Vec<u8>) -> Result<Reply, RigError> {
+        if self.process.lock().is_none() {
+            return Err(RigError::NotRunning { what: self.name() });
+        }
+        let talk = async {
+            let mut connection = Connection::to_socket(&socket_of(self.directory.path())).await?;
+            if self.builder.has_rig_user() {
+                connection.command(["AUTH", RIG_USER, RIG_PASSWORD]).await?;
+            }
+            connection.write(&request).await?;
+            connection.reply().await
+        };
+        let in_vain = |_| RigError::InVain {
+            what: format!("a reply of {}", self.name()),
+            within: COMMAND_DEADLINE,
+        };
+        tokio::time::timeout(COMMAND_DEADLINE, talk).await.map_err(in_vain)?
     }
 
     fn signal(&self, signal: Signal) -> Result<(), RigError> {

@@ -7,7 +7,13 @@ mod broken_store;
 mod chaos;
 mod keeps_promises;
 #[cfg(all(feature = "rig", unix))]
+mod rig_cluster;
+#[cfg(all(feature = "rig", unix))]
 mod rig_proxy;
+#[cfg(all(feature = "rig", unix))]
+mod rig_script;
+#[cfg(all(feature = "rig", unix))]
+mod rig_sentinel;
 #[cfg(all(feature = "rig", unix))]
 mod rig_server;
 mod shared_disk;

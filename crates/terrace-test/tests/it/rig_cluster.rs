@@ -34,6 +34,21 @@ async fn a_killed_primary_is_replaced_by_its_replica() {
 }
 
 #[tokio::test]
+async fn valkey_moves_slots_too() {
+    // In a task: all of it has to be able to move between threads.
+    let task = tokio::spawn(async {
+        let cluster = Cluster::builder().valkey().replicas(0).start().await.unwrap();
+        let slot = cluster.slot_of("key").await.unwrap();
+        let from = cluster.primary_of(slot).await.unwrap();
+        let to = cluster.primary_of((slot + 8_192) % 16_384).await.unwrap();
+        set(from, "key").await;
+        cluster.move_slot(slot, to).await.unwrap();
+        assert_eq!(to.command(["GET", "key"]).await.unwrap(), "key");
+    });
+    task.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_slot_moves_with_its_keys_and_can_stop_half_way() {
     let builder = Cluster::builder().replicas(0).behind_proxies().password("p");
     let cluster = builder.start().await.unwrap();

@@ -46,7 +46,23 @@ async fn a_killed_primary_is_replaced_and_comes_back_as_a_replica() {
     is_eventually(old, "2").await;
     sentinels.wait_until_ok().await.unwrap();
     let readonly = old.command(["SET", "key", "3"]).await.unwrap();
-    assert!(readonly.error().is_some_and(|error| error.starts_with("READONLY")), "{readonly:?}");
+    assert!(
+        readonly.error().is_some_and(|error| error.starts_with("READONLY")),
+        "{readonly:?} {}",
+        sentinels.sentinels()[0].log()
+    );
+}
+
+#[tokio::test]
+async fn valkey_fails_over_too() {
+    // In a task: all of it has to be able to move between threads.
+    let task = tokio::spawn(async {
+        let sentinels = Sentinel::builder().valkey().replicas(1).start().await.unwrap();
+        let old = sentinels.kill_primary().await.unwrap();
+        let new = sentinels.wait_for_new_primary(old).await.unwrap();
+        set(new, "1").await;
+    });
+    task.await.unwrap();
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! A real server does what a test has it do, and comes back as it was told.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use terrace_test::rig::{Connection, RedisServer, RigError, wait_until};
+use terrace_test::rig::{Certificates, Connection, RedisServer, RigError, wait_until};
 
 const SOON: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(20);
@@ -24,6 +26,13 @@ async fn it_answers_at_its_address() {
     assert_eq!(server.url(), format!("redis://127.0.0.1:{}", server.port()));
     let id = server.info("process_id").await.unwrap();
     assert_eq!(id, server.process_id().map(|id| id.to_string()));
+}
+
+#[tokio::test]
+async fn valkey_answers_too() {
+    let server = RedisServer::builder().valkey().start().await.unwrap();
+    set(&server, "1").await;
+    assert_eq!(server.info("server_name").await.unwrap().as_deref(), Some("valkey"));
 }
 
 #[tokio::test]
@@ -135,6 +144,38 @@ async fn passwords_and_users_are_asked_for() {
     assert_eq!(ask(&["SET", "key", "3"]).await.as_deref(), Some("NOPERM"));
 }
 
+/// What another client than our own gets for a `PING`.
+fn ping_over_tls(server: &RedisServer, files: &[(&str, &Path)]) -> Option<String> {
+    let mut command = Command::new("redis-cli");
+    command.args(["-h", "127.0.0.1", "-p", &server.port().to_string(), "--tls"]);
+    for (option, file) in files {
+        command.arg(option).arg(file);
+    }
+    let output = command.arg("PING").output().unwrap();
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+}
+
+#[tokio::test]
+async fn certificates_are_shown_and_asked_for() {
+    let certificates = Certificates::make().unwrap();
+    let others = Certificates::make().unwrap();
+    let (authority, other) = (certificates.authority(), others.authority());
+    let mut files = certificates.for_server();
+    let server = RedisServer::builder().tls(files.clone()).start().await.unwrap();
+    assert_eq!(server.url(), format!("rediss://{}", server.address()));
+    assert_eq!(ping_over_tls(&server, &[("--cacert", &authority)]).as_deref(), Some("PONG"));
+    assert_eq!(ping_over_tls(&server, &[("--cacert", &other)]), None);
+    let mut plain = Connection::to(server.address()).await.unwrap();
+    assert!(plain.command(["PING"]).await.is_err(), "it speaks nothing else");
+
+    files.asks_clients = true;
+    let server = RedisServer::builder().tls(files).start().await.unwrap();
+    assert_eq!(ping_over_tls(&server, &[("--cacert", &authority)]), None);
+    let (certificate, key) = (certificates.client_certificate(), certificates.client_key());
+    let shown = [("--cacert", &*authority), ("--cert", &certificate), ("--key", &key)];
+    assert_eq!(ping_over_tls(&server, &shown).as_deref(), Some("PONG"));
+}
+
 #[tokio::test]
 async fn debug_commands_are_allowed_when_asked_for() {
     let server = RedisServer::builder().debug_commands().start().await.unwrap();
@@ -153,6 +194,20 @@ async fn what_is_missing_or_wrong_is_said() {
     let wrong = RedisServer::builder().config("maxmemory-policy", "whim").start().await;
     let text = wrong.unwrap_err().to_string();
     assert!(text.contains("ended at once") && text.contains("maxmemory-policy whim"), "{text}");
+}
+
+#[tokio::test]
+async fn tasks_can_use_it_too() {
+    let task = tokio::spawn(async {
+        let server = RedisServer::start().await.unwrap();
+        server.pause().await.unwrap();
+        server.resume().unwrap();
+        server.save().await.unwrap();
+        server.restart_from_saved().await.unwrap();
+        server.terminate().await.unwrap();
+        wait_until("nothing", LATE, async || !server.is_running()).await.unwrap();
+    });
+    task.await.unwrap();
 }
 
 #[tokio::test]
