@@ -1,6 +1,6 @@
 //! The **random walk**: an authority and the model, asked the same questions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ pub(super) async fn walk(authority: &dyn Authority, seed: u64) {
         authority,
         model: Record::new(start.incarnation, usize::MAX, Limits::default()),
         counters: BTreeMap::new(),
+        dropped_broadly: BTreeSet::new(),
         grants: Vec::new(),
         random: Random::new(seed),
         now: 0,
@@ -46,6 +47,9 @@ struct Walk<'a> {
     authority: &'a dyn Authority,
     model: Record,
     counters: BTreeMap<Arc<str>, Counter>,
+    /// Keys whose counters were dropped by a broader name: who judges them when they are read has
+    /// them still.
+    dropped_broadly: BTreeSet<Arc<str>>,
     /// Key, the authority's token, the model's token.
     grants: Vec<(Arc<str>, u64, u64)>,
     random: Random,
@@ -234,6 +238,8 @@ impl Walk<'_> {
     fn drop_counters(&mut self, name: &Name, held: bool) {
         let (now, before) = (self.now(), self.counters.len());
         let mut lived = false;
+        let dropped_broadly = &mut self.dropped_broadly;
+        let is_key = matches!(name, Name::Key(_) | Name::Set(_));
         self.counters.retain(|key, counter| {
             let space = key.rsplit_once(':').map_or("", |(space, _)| space);
             let is_named = match name {
@@ -244,11 +250,15 @@ impl Walk<'_> {
                 _ => false,
             };
             lived |= is_named && counter.lives(now);
+            if is_named && !is_key {
+                dropped_broadly.insert(Arc::clone(key));
+            }
             !is_named
         });
         // One that has lapsed may be there still, or not; of broader names nobody need know.
-        let is_key = matches!(name, Name::Key(_) | Name::Set(_));
-        if is_key && (lived || self.counters.len() == before) {
+        let (Name::Key(key) | Name::Set(key)) = name else { return };
+        let may_be_there = self.dropped_broadly.remove(key);
+        if lived || (self.counters.len() == before && !may_be_there) {
             self.agree(("held", name), &held, &lived);
         }
     }

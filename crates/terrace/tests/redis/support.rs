@@ -54,6 +54,6 @@ pub(crate) fn cluster_of(cluster: &Cluster) -> Redis {
 }
 
 /// Waits until `condition` holds, for as long as an idle machine would never need.
-pub(crate) async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     wait_until(what, Duration::from_secs(20), condition).await.unwrap();
 }

@@ -147,11 +147,11 @@ impl RedisStore {
     }
 
     /// The first of the three steps: before the line has a number.
-    pub(super) async fn void_before(&self, names: &[Name]) -> Result<(), StoreError> {
+    pub(super) async fn void_before(&self, names: &[Name]) -> Result<Vec<bool>, StoreError> {
         let (incarnation, newest, _) = self.shared.known.newest();
         let next = Stamp { incarnation, number: newest + 1 };
         let known = |_, key: &str| self.shared.apart.schemas_of(key).unwrap_or_default();
-        self.void(names, |_| next, known).await.map(drop)
+        self.void(names, |_| next, known).await
     }
 
     /// Stores frames that the ledger has permitted.

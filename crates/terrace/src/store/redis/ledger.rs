@@ -115,9 +115,11 @@ impl RedisStore {
     ) -> Result<Option<Appended>, StoreError> {
         const DOING: &str = "append to the ledger";
         // A condition may not hold, and nothing is to be dropped then.
-        if self.shared.is_apart && condition.is_none() {
-            self.void_before(names).await?;
-        }
+        let held_before = if self.shared.is_apart && condition.is_none() {
+            self.void_before(names).await?
+        } else {
+            vec![false; names.len()]
+        };
         let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
         let (incarnation, number, tip) = self.shared.known.newest();
         call.arg(hex(incarnation)).arg(number).arg(tip);
@@ -160,7 +162,8 @@ impl RedisStore {
         let first = position.number + 1 - names.len() as u64;
         let line = |at: usize| Stamp { number: first + at as u64, ..position };
         let held = self.void(names, line, |at, _| schemas.get(at).cloned().unwrap_or_default());
-        let held = held.await?;
+        let held = held.await?.into_iter().zip(held_before).map(|(now, before)| now || before);
+        let held = held.collect();
         self.shared.apart.note_sent(names, self.shared.clock.elapsed());
         Ok(Some(Appended { position, held }))
     }
