@@ -14,10 +14,12 @@
 //! the same step. Connections are made and kept by [`link`], on a thread of their own.
 
 mod apart;
+mod endpoint;
 mod ledger;
 mod link;
 mod reply;
 mod scripts;
+mod sentinel;
 mod walk;
 
 use std::fmt;
@@ -33,8 +35,9 @@ use crate::error::BuildError;
 use crate::key::StoredKey;
 use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
 use apart::Apart;
+use endpoint::Target;
 use ledger::{Known, LedgerKeys};
-use link::{Link, Links, Target};
+use link::{Link, Links};
 use reply::bulk;
 use scripts::Scripts;
 use walk::Walks;

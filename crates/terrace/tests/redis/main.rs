@@ -11,6 +11,7 @@
 mod away;
 mod clocks;
 mod conformance;
+mod failover;
 mod fleet;
 mod isolated;
 mod support;

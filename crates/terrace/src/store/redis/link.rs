@@ -13,28 +13,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use parking_lot::Mutex;
-use redis::aio::{ConnectionLike as _, MultiplexedConnection};
-use redis::cluster::ClusterClient;
-use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-use redis::io::tcp::{TcpSettings, socket2};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline,
-    ProtocolVersion, Value,
-};
+use redis::{Cmd, Pipeline, Value};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 
 use super::apart::{Range, primaries};
+use super::endpoint::{Connection, Endpoint, Node, Target};
 use super::reply::{self, Verdict};
 use crate::error::BuildError;
 use crate::store::{StoreError, StoreErrorKind};
-
-/// How long making a connection may take, its greetings included.
-const CONNECTING: Duration = Duration::from_secs(1);
 
 /// Two attempts to connect are so far apart at least: a server that comes and goes, or refuses us,
 /// is not stormed.
@@ -48,45 +38,6 @@ const SILENT: u32 = 3;
 
 /// How long it has to say so.
 const ALIVE: Duration = Duration::from_secs(1);
-
-/// The host and port of a node.
-pub(super) type Node = (String, u16);
-
-/// Where the server is.
-#[derive(Clone)]
-pub(super) enum Target {
-    Server(String),
-    Sentinels { sentinels: Vec<String>, service: String, server: Option<String> },
-    Cluster(Vec<String>),
-}
-
-impl Target {
-    pub(super) fn is_cluster(&self) -> bool {
-        matches!(self, Self::Cluster(_))
-    }
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server(url) => formatter.write_str(without_secrets(url)),
-            Self::Sentinels { sentinels, service, .. } => {
-                let sentinels = sentinels.iter().map(|url| without_secrets(url));
-                write!(formatter, "{service} of ")?;
-                formatter.debug_list().entries(sentinels).finish()
-            }
-            Self::Cluster(nodes) => {
-                let nodes = nodes.iter().map(|url| without_secrets(url));
-                formatter.debug_list().entries(nodes).finish()
-            }
-        }
-    }
-}
-
-/// An address without the user and password that may stand in it.
-fn without_secrets(url: &str) -> &str {
-    url.rsplit_once('@').map_or_else(|| url, |(_, address)| address)
-}
 
 /// What the links of one store share: the server's address and the thread.
 pub(super) struct Links {
@@ -173,43 +124,15 @@ enum State {
     Closed,
 }
 
+impl State {
+    fn has(&self, connections: &Arc<Connections>) -> bool {
+        matches!(self, Self::Up(ours) if Arc::ptr_eq(ours, connections))
+    }
+}
+
 struct Connections {
     all: Vec<Connection>,
     since: Instant,
-}
-
-/// One connection, or the connections to all nodes of a cluster.
-#[derive(Clone)]
-enum Connection {
-    Server(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl Connection {
-    async fn ask_one(&mut self, command: &Cmd) -> redis::RedisResult<Value> {
-        let answer = match self {
-            Self::Server(connection) => connection.send_packed_command(command).await,
-            Self::Cluster(connection) => connection.req_packed_command(command).await,
-        };
-        answer.and_then(Value::extract_error)
-    }
-
-    async fn ask_all(&mut self, commands: &Pipeline) -> redis::RedisResult<Vec<Value>> {
-        match self {
-            Self::Server(connection) => {
-                let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
-                answers.into_iter().map(Value::extract_error).collect()
-            }
-            // Of different slots: they go out side by side.
-            Self::Cluster(connection) => {
-                let asked = commands.cmd_iter().map(|command| {
-                    let mut connection = Self::Cluster(connection.clone());
-                    async move { connection.ask_one(command).await }
-                });
-                join_all(asked).await.into_iter().collect()
-            }
-        }
-    }
 }
 
 impl fmt::Debug for Link {
@@ -396,12 +319,16 @@ impl Shared {
     /// Makes other connections, unless somebody has done so since these were made.
     fn replace(self: &Arc<Self>, broken: &Arc<Connections>) {
         let mut state = self.state.lock();
-        if !matches!(&*state, State::Up(connections) if Arc::ptr_eq(connections, broken)) {
+        if !state.has(broken) {
             return;
         }
         *state = State::Connecting;
         let wait = FIRST_WAIT.saturating_sub(broken.since.elapsed());
         self.thread.handle.spawn(connect(Arc::downgrade(self), wait));
+    }
+
+    fn has(&self, connections: &Arc<Connections>) -> bool {
+        self.state.lock().has(connections)
     }
 
     /// `false` once nobody wants a connection any more.
@@ -422,9 +349,14 @@ async fn connect(shared: Weak<Shared>, mut wait: Duration) {
         tokio::time::sleep(wait).await;
         let Some(shared) = shared.upgrade() else { return };
         match shared.endpoint.connect(shared.count).await {
-            Ok(all) => {
+            Ok((all, leads_to)) => {
                 tracing::debug!(server = ?shared.endpoint, "connected");
-                shared.set(State::Up(Arc::new(Connections { all, since: Instant::now() })));
+                let connections = Arc::new(Connections { all, since: Instant::now() });
+                shared.set(State::Up(Arc::clone(&connections)));
+                if let Some(node) = leads_to {
+                    let watching = watch(Arc::downgrade(&shared), connections, node);
+                    shared.thread.handle.spawn(watching);
+                }
                 return;
             }
             Err(error) => {
@@ -440,168 +372,15 @@ async fn connect(shared: Weak<Shared>, mut wait: Duration) {
     }
 }
 
-/// How to connect.
-enum Endpoint {
-    Server(Client),
-    Sentinels { sentinels: Vec<Client>, service: String, server: ConnectionInfo },
-    Cluster(ClusterClient),
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server(client) => write!(formatter, "{}", client.get_connection_info().addr()),
-            Self::Sentinels { service, .. } => write!(formatter, "the primary of {service}"),
-            Self::Cluster(_) => formatter.write_str("the cluster"),
-        }
-    }
-}
-
-impl Endpoint {
-    fn of(target: &Target) -> redis::RedisResult<Self> {
-        match target {
-            Target::Server(url) => Ok(Self::Server(Client::open(info(url)?)?)),
-            Target::Sentinels { sentinels, service, server } => {
-                let sentinels = sentinels
-                    .iter()
-                    .map(|url| Client::open(info(url)?))
-                    .collect::<Result<_, _>>()?;
-                let server = info(server.as_deref().unwrap_or("redis://primary"))?;
-                Ok(Self::Sentinels { sentinels, service: service.clone(), server })
-            }
-            Target::Cluster(nodes) => {
-                let nodes = nodes.iter().map(|url| info(url)).collect::<Result<Vec<_>, _>>()?;
-                let sockets = nodes.first().map(|info| info.tcp_settings().clone());
-                let client = ClusterClient::builder(nodes)
-                    .tcp_settings(sockets.unwrap_or_default())
-                    .connection_timeout(CONNECTING)
-                    .retries(3)
-                    .min_retry_wait(20)
-                    .max_retry_wait(200)
-                    // One that is lost is noticed by what the server pushes, too.
-                    .use_protocol(ProtocolVersion::RESP3)
-                    .build()?;
-                Ok(Self::Cluster(client))
-            }
-        }
-    }
-
-    async fn connect(&self, count: usize) -> Result<Vec<Connection>, StoreError> {
-        const DOING: &str = "connect to the server";
-        let connecting = async {
-            let client = match self {
-                Self::Server(client) => client.clone(),
-                Self::Sentinels { sentinels, service, server } => {
-                    primary(sentinels, service, server).await?
-                }
-                Self::Cluster(client) => {
-                    let mut all = Vec::with_capacity(count);
-                    for _ in 0..count {
-                        all.push(Connection::Cluster(client.get_async_connection().await?));
-                    }
-                    return Ok(all);
-                }
-            };
-            let mut all = Vec::with_capacity(count);
-            for _ in 0..count {
-                let mut connection = open(&client).await?;
-                if let Self::Sentinels { service, .. } = self {
-                    check_role(&mut connection, service).await?;
-                }
-                all.push(Connection::Server(connection));
-            }
-            Ok(all)
-        };
-        match timeout(CONNECTING, connecting).await {
-            Ok(Ok(all)) => Ok(all),
-            Ok(Err(error)) => Err(reply::classify(error, DOING).0),
-            Err(_) => Err(StoreError::new(StoreErrorKind::Deadline, DOING)),
-        }
-    }
-}
-
-async fn open(client: &Client) -> redis::RedisResult<MultiplexedConnection> {
-    // Whoever asks has a deadline of its own; another one for each question would cost a timer.
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(None)
-        .set_response_timeout(None)
-        .set_pipeline_buffer_size(1024);
-    client.get_multiplexed_async_connection_with_config(&config).await
-}
-
-/// The server that the first sentinel names that answers.
-async fn primary(
-    sentinels: &[Client],
-    service: &str,
-    server: &ConnectionInfo,
-) -> redis::RedisResult<Client> {
-    let mut failure =
-        redis::RedisError::from((redis::ErrorKind::EmptySentinelList, "no sentinels"));
-    let each = CONNECTING / (u32::try_from(sentinels.len()).unwrap_or(1) + 1);
-    for sentinel in sentinels {
-        let asked = timeout(each, async {
-            let mut connection = open(sentinel).await?;
-            let mut question = redis::cmd("SENTINEL");
-            question.arg("GET-MASTER-ADDR-BY-NAME").arg(service);
-            question.query_async::<Option<(String, u16)>>(&mut connection).await
-        });
-        match asked.await {
-            Ok(Ok(Some((host, port)))) => {
-                let address = match server.addr() {
-                    redis::ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                        redis::ConnectionAddr::TcpTls {
-                            host,
-                            port,
-                            insecure: *insecure,
-                            tls_params: tls_params.clone(),
-                        }
-                    }
-                    _ => redis::ConnectionAddr::Tcp(host, port),
-                };
-                return Client::open(server.clone().set_addr(address));
-            }
-            Ok(Ok(None)) => {
-                let kind = redis::ErrorKind::MasterNameNotFoundBySentinel;
-                failure = (kind, "the sentinels know no such service").into();
-            }
-            Ok(Err(error)) => failure = error,
-            Err(_) => {
-                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-                failure = redis::RedisError::from(late);
-            }
-        }
-    }
-    Err(failure)
-}
-
-/// Sentinels may name a server that is none the wiser: it must say itself that it is the primary.
-async fn check_role(
-    connection: &mut MultiplexedConnection,
-    service: &str,
-) -> redis::RedisResult<()> {
-    let role = connection.send_packed_command(&redis::cmd("ROLE")).await?;
-    let is_primary = match &role {
-        Value::Array(fields) => {
-            matches!(fields.first(), Some(Value::BulkString(role)) if role == b"master")
-        }
-        _ => false,
+/// Replaces connections to a server that is no longer the one that the sentinels name.
+async fn watch(shared: Weak<Shared>, connections: Arc<Connections>, node: Node) {
+    let Some(endpoint) = shared.upgrade().map(|shared| Arc::clone(&shared.endpoint)) else {
+        return;
     };
-    if is_primary {
-        return Ok(());
+    let Endpoint::Sentinels(sentinels) = &*endpoint else { return };
+    let is_over = || !shared.upgrade().is_some_and(|shared| shared.has(&connections));
+    sentinels.wait_for_another(&node, is_over).await;
+    if let Some(shared) = shared.upgrade() {
+        shared.replace(&connections);
     }
-    let kind = redis::ErrorKind::MasterNameNotFoundBySentinel;
-    Err((kind, "the server that the sentinels name is no primary yet", service.to_owned()).into())
-}
-
-/// An address with the settings of its sockets.
-fn info(url: &str) -> redis::RedisResult<ConnectionInfo> {
-    let info = url.into_connection_info()?;
-    let alive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(5))
-        .with_interval(Duration::from_secs(2));
-    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(alive);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(Duration::from_secs(5));
-    let redis = info.redis_settings().clone().set_lib_name("terrace", env!("CARGO_PKG_VERSION"));
-    Ok(info.set_tcp_settings(settings).set_redis_settings(redis))
 }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use redis::Cmd;
 
 use super::RedisStore;
-use super::link::Node;
+use super::endpoint::Node;
 use super::reply::{array, bulk, fields, integer, odd, text};
 use crate::key::StoredKey;
 use crate::store::{Store as _, StoreError, StoreErrorKind, Usage};

@@ -1,0 +1,206 @@
+//! The **endpoint**: where the server is, and how to connect to it.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::{TcpSettings, socket2};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    ProtocolVersion, Value,
+};
+use tokio::time::timeout;
+
+use super::reply;
+use super::sentinel::Sentinels;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How long making a connection may take, its greetings included.
+pub(super) const CONNECTING: Duration = Duration::from_secs(1);
+
+/// The host and port of a server.
+pub(super) type Node = (String, u16);
+
+/// Where the server is.
+#[derive(Clone)]
+pub(super) enum Target {
+    Server(String),
+    Sentinels { sentinels: Vec<String>, service: String, server: Option<String> },
+    Cluster(Vec<String>),
+}
+
+impl Target {
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(url) => formatter.write_str(without_secrets(url)),
+            Self::Sentinels { sentinels, service, .. } => {
+                let sentinels = sentinels.iter().map(|url| without_secrets(url));
+                write!(formatter, "{service} of ")?;
+                formatter.debug_list().entries(sentinels).finish()
+            }
+            Self::Cluster(nodes) => {
+                let nodes = nodes.iter().map(|url| without_secrets(url));
+                formatter.debug_list().entries(nodes).finish()
+            }
+        }
+    }
+}
+
+/// An address without the user and password that may stand in it.
+fn without_secrets(url: &str) -> &str {
+    url.rsplit_once('@').map_or_else(|| url, |(_, address)| address)
+}
+
+/// How to connect.
+pub(super) enum Endpoint {
+    Server(Client),
+    Sentinels(Sentinels),
+    Cluster(ClusterClient),
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(client) => write!(formatter, "{}", client.get_connection_info().addr()),
+            Self::Sentinels(sentinels) => write!(formatter, "the primary of {}", sentinels.service),
+            Self::Cluster(_) => formatter.write_str("the cluster"),
+        }
+    }
+}
+
+impl Endpoint {
+    pub(super) fn of(target: &Target) -> redis::RedisResult<Self> {
+        match target {
+            Target::Server(url) => Ok(Self::Server(Client::open(info(url)?)?)),
+            Target::Sentinels { sentinels, service, server } => {
+                let all = sentinels.iter().map(|url| Client::open(info(url)?));
+                let all = all.collect::<Result<_, _>>()?;
+                let server = info(server.as_deref().unwrap_or("redis://primary"))?;
+                Ok(Self::Sentinels(Sentinels { all, service: service.clone(), server }))
+            }
+            Target::Cluster(nodes) => {
+                let nodes = nodes.iter().map(|url| info(url)).collect::<Result<Vec<_>, _>>()?;
+                let sockets = nodes.first().map(|info| info.tcp_settings().clone());
+                let client = ClusterClient::builder(nodes)
+                    .tcp_settings(sockets.unwrap_or_default())
+                    .connection_timeout(CONNECTING)
+                    .retries(3)
+                    .min_retry_wait(20)
+                    .max_retry_wait(200)
+                    // One that is lost is noticed by what the server pushes, too.
+                    .use_protocol(ProtocolVersion::RESP3)
+                    .build()?;
+                Ok(Self::Cluster(client))
+            }
+        }
+    }
+
+    /// So many connections; and to which server they lead, if that may change.
+    pub(super) async fn connect(
+        &self,
+        count: usize,
+    ) -> Result<(Vec<Connection>, Option<Node>), StoreError> {
+        const DOING: &str = "connect to the server";
+        match timeout(CONNECTING, self.connect_in_time(count)).await {
+            Ok(Ok(connected)) => Ok(connected),
+            Ok(Err(error)) => Err(reply::classify(error, DOING).0),
+            Err(_) => Err(StoreError::new(StoreErrorKind::Deadline, DOING)),
+        }
+    }
+
+    async fn connect_in_time(
+        &self,
+        count: usize,
+    ) -> redis::RedisResult<(Vec<Connection>, Option<Node>)> {
+        let mut all = Vec::with_capacity(count);
+        match self {
+            Self::Server(client) => {
+                for _ in 0..count {
+                    all.push(Connection::Server(open(client).await?));
+                }
+                Ok((all, None))
+            }
+            Self::Sentinels(sentinels) => {
+                let primary = sentinels.primary().await?;
+                let client = sentinels.client(&primary)?;
+                for _ in 0..count {
+                    let mut connection = open(&client).await?;
+                    sentinels.check_role(&mut connection).await?;
+                    all.push(Connection::Server(connection));
+                }
+                Ok((all, Some(primary)))
+            }
+            Self::Cluster(client) => {
+                for _ in 0..count {
+                    all.push(Connection::Cluster(client.get_async_connection().await?));
+                }
+                Ok((all, None))
+            }
+        }
+    }
+}
+
+/// One connection, or the connections to all nodes of a cluster.
+#[derive(Clone)]
+pub(super) enum Connection {
+    Server(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl Connection {
+    pub(super) async fn ask_one(&mut self, command: &Cmd) -> redis::RedisResult<Value> {
+        let answer = match self {
+            Self::Server(connection) => connection.send_packed_command(command).await,
+            Self::Cluster(connection) => connection.req_packed_command(command).await,
+        };
+        answer.and_then(Value::extract_error)
+    }
+
+    pub(super) async fn ask_all(&mut self, commands: &Pipeline) -> redis::RedisResult<Vec<Value>> {
+        match self {
+            Self::Server(connection) => {
+                let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
+                answers.into_iter().map(Value::extract_error).collect()
+            }
+            // Of different slots: they go out side by side.
+            Self::Cluster(connection) => {
+                let asked = commands.cmd_iter().map(|command| {
+                    let mut connection = Self::Cluster(connection.clone());
+                    async move { connection.ask_one(command).await }
+                });
+                join_all(asked).await.into_iter().collect()
+            }
+        }
+    }
+}
+
+pub(super) async fn open(client: &Client) -> redis::RedisResult<MultiplexedConnection> {
+    // Whoever asks has a deadline of its own; another one for each question would cost a timer.
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(1024);
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// An address with the settings of its sockets.
+fn info(url: &str) -> redis::RedisResult<ConnectionInfo> {
+    let info = url.into_connection_info()?;
+    let alive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(2));
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(alive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(Duration::from_secs(5));
+    let redis = info.redis_settings().clone().set_lib_name("terrace", env!("CARGO_PKG_VERSION"));
+    Ok(info.set_tcp_settings(settings).set_redis_settings(redis))
+}
