@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::authority::{Authority, LocalAuthority};
 use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
@@ -210,6 +212,7 @@ impl Builder {
             following: tokio::sync::Mutex::new(()),
             heard,
             max_isolated: self.max_isolated.unwrap_or(MAX_ISOLATED),
+            warned: Mutex::default(),
             is_closed: AtomicBool::new(false),
             tiers: tiers.into(),
         });

@@ -16,7 +16,7 @@ use crate::ledger::Name;
 use crate::load::Load;
 use crate::removal;
 use crate::space::{SpaceBuilder, SpaceCore};
-use crate::stats::Stats;
+use crate::stats::{Stats, TierHealth};
 use crate::write::{self, Insert, Settled};
 
 /// A cache of several tiers. Cloning it is cheap; all clones are the same cache.
@@ -270,6 +270,15 @@ impl Terrace {
     /// Asks every tier for its size; one that does not answer counts as empty.
     pub async fn stats(&self) -> Stats {
         self.core.stats().await
+    }
+
+    /// How the servers below memory are: whether they answer and how fast, what they say of
+    /// themselves, and which of their settings endanger the cache.
+    ///
+    /// Asked every 30 s by itself too; what is new then is logged as a warning. Costs one exchange
+    /// with each server.
+    pub async fn health(&self) -> Vec<TierHealth> {
+        self.core.health().await
     }
 
     /// Names of the tiers, in the order in which they are asked.

@@ -1,10 +1,13 @@
 //! The **core**: what the parts of one cache share, and how lines of the ledger reach
 //! all of them.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::authority::{Answer, Appended, Authority};
 use crate::bulkhead::Bulkhead;
@@ -21,8 +24,8 @@ use crate::protocol::{Follow, Standing};
 use crate::retry::Retries;
 use crate::runtime::{BoxFuture, Runtime, unless};
 use crate::space::{SpaceCore, Spaces};
-use crate::stats::{SpaceStats, Stats, TierStats, TrafficSum};
-use crate::store::{Scope, StoreError, Usage};
+use crate::stats::{SpaceStats, Stats, TierHealth, TierStats, TrafficSum};
+use crate::store::{Health, Scope, StoreError, Usage};
 use crate::tier::OpenTier;
 use crate::write::Settled;
 
@@ -52,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) heard: AtomicU64,
     /// How long memory is trusted without hearing of the ledger.
     pub(crate) max_isolated: Duration,
+    /// What endangered the cache when it was looked at last: tier, server, warning.
+    pub(crate) warned: Mutex<BTreeSet<(Arc<str>, String, String)>>,
     pub(crate) is_closed: AtomicBool,
 }
 
@@ -233,7 +238,7 @@ impl Core {
                     }
                     None => None,
                 };
-                let is_listening = heard.is_some();
+                let has_waited = matches!(heard, Some(Ok(_)));
                 let Some(core) = core.upgrade() else { return };
                 if core.check_open().is_err() {
                     return;
@@ -247,7 +252,7 @@ impl Core {
                     core.distrust_memory_in_time();
                     failures += 1;
                 }
-                if failures > 0 || !is_listening {
+                if failures > 0 || !has_waited {
                     runtime.sleep(FOLLOWING * (1 << failures.min(4))).await;
                 }
             }
@@ -454,6 +459,43 @@ impl Core {
         Some((Arc::clone(&tier.name), usage.unwrap_or_default()))
     }
 
+    /// How each tier below memory is.
+    pub(crate) async fn health(&self) -> Vec<TierHealth> {
+        let mut healths = Vec::with_capacity(self.tiers.len());
+        for tier in &self.tiers {
+            let health = tier.ask(&*self.runtime, tier.store.health()).await;
+            let (health, error) = match health {
+                Ok(health) => (health, None),
+                Err(error) => (Health::default(), Some(error)),
+            };
+            healths.push(TierHealth { tier: Arc::clone(&tier.name), health, error });
+        }
+        healths
+    }
+
+    /// Warns of what has come to endanger the cache since it was looked at last.
+    async fn examine(&self) {
+        let mut found = BTreeSet::new();
+        for health in self.health().await {
+            for node in health.health.nodes {
+                for warning in node.warnings {
+                    found.insert((Arc::clone(&health.tier), node.name.clone(), warning));
+                }
+            }
+        }
+        let known = std::mem::replace(&mut *self.warned.lock(), found.clone());
+        for (tier, server, warning) in found.difference(&known) {
+            tracing::warn!(%tier, server, "{warning}");
+        }
+        for (tier, index) in self.tiers.iter().zip(1..) {
+            if tier.scope == Scope::Fleet
+                && let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await
+            {
+                self.note_size(index, usage.bytes);
+            }
+        }
+    }
+
     fn note_size(&self, index: usize, bytes: u64) -> u64 {
         self.largest
             .get(index)
@@ -479,6 +521,9 @@ impl Core {
         self.wall();
         if self.authority.scope() > Scope::Process {
             self.hear_others();
+        }
+        if self.tiers.iter().any(|tier| tier.scope == Scope::Fleet) {
+            self.repeat(EXAMINING, |core| Box::pin(async move { core.examine().await }));
         }
         self.repeat(SWEEPING, |core| Box::pin(async move { core.sweep().await }));
     }
@@ -511,7 +556,10 @@ impl Core {
             if let Err(error) = tier.ask(&*self.runtime, chores).await {
                 tracing::warn!(tier = %tier.name, %error, "housekeeping failed");
             }
-            if let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await {
+            // Of a server that others fill it is looked at less often: that is many questions.
+            if tier.scope < Scope::Fleet
+                && let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await
+            {
                 self.note_size(index, usage.bytes);
             }
         }
@@ -533,6 +581,9 @@ const LISTENING: Duration = Duration::from_secs(1);
 
 /// How often expired entries are looked for.
 const SWEEPING: Duration = Duration::from_secs(1);
+
+/// How often servers are asked how they are.
+const EXAMINING: Duration = Duration::from_secs(30);
 
 /// Entries in memory that one sweep looks at.
 const SWEEP_AT_ONCE: usize = 16_384;

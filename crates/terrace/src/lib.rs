@@ -84,7 +84,7 @@ pub use load::Load;
 pub use loaded::Loaded;
 pub use many::LoadMany;
 pub use space::{Mode, Space, SpaceBuilder};
-pub use stats::{SpaceStats, Stats, TierStats, Times, Traffic};
+pub use stats::{SpaceStats, Stats, TierHealth, TierStats, Times, Traffic};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};
 #[cfg(feature = "redis")]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use histogram::{AtomicHistogram, Config, Histogram};
 
 use crate::clock::nanos;
+use crate::store::{Health, StoreError};
 
 /// What happened in a cache since it was built.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,18 @@ pub struct TierStats {
     pub largest_bytes: u64,
     /// Entries that had to leave to make room.
     pub evicted: u64,
+}
+
+/// How one tier below memory is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TierHealth {
+    /// The tier's name.
+    pub tier: Arc<str>,
+    /// How its servers are; none for a tier that has none, such as a disk.
+    pub health: Health,
+    /// Why the tier as a whole did not answer.
+    pub error: Option<StoreError>,
 }
 
 /// What happened in one space.

@@ -11,6 +11,7 @@ pub mod redis;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -59,6 +60,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// How much is stored now.
     fn usage(&self) -> StoreResult<'_, Usage>;
+
+    /// How the store is, in its own words. Asked for on demand and every 30 s.
+    fn health(&self) -> StoreResult<'_, Health> {
+        Box::pin(std::future::ready(Ok(Health::default())))
+    }
 
     /// The ledger that lives in this store, if it can keep one.
     fn authority(&self) -> Option<Arc<dyn Authority>> {
@@ -141,6 +147,29 @@ impl Usage {
     pub fn new(entries: u64, bytes: u64) -> Self {
         Self { entries, bytes, evicted: 0 }
     }
+}
+
+/// How a store is: see [`Terrace::health`](crate::Terrace::health).
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Health {
+    /// The servers that it consists of; none if it has none.
+    pub nodes: Vec<NodeHealth>,
+}
+
+/// How one server is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeHealth {
+    /// Its address, or what it is for.
+    pub name: String,
+    /// Whether it answered.
+    pub is_up: bool,
+    /// How long the answer took.
+    pub latency: Duration,
+    /// What it says of itself: version, role, memory, clients, hit rate and the like.
+    pub facts: Vec<(&'static str, String)>,
+    /// What endangers the cache, each with what to do about it.
+    pub warnings: Vec<String>,
 }
 
 /// Why a store could not answer.

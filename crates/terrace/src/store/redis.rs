@@ -15,6 +15,7 @@
 
 mod apart;
 mod endpoint;
+mod health;
 mod ledger;
 mod link;
 mod reply;
@@ -33,7 +34,7 @@ use crate::authority::Authority;
 use crate::clock::{Clock, WallTime};
 use crate::error::BuildError;
 use crate::key::StoredKey;
-use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
+use crate::store::{Health, Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
 use apart::Apart;
 use endpoint::Target;
 use ledger::{Known, LedgerKeys};
@@ -376,6 +377,10 @@ impl Store for RedisStore {
 
     fn authority(&self) -> Option<Arc<dyn Authority>> {
         Some(Arc::new(self.clone()))
+    }
+
+    fn health(&self) -> StoreResult<'_, Health> {
+        Box::pin(self.examine())
     }
 
     fn clock_ahead(&self) -> i64 {

@@ -13,5 +13,6 @@ mod clocks;
 mod conformance;
 mod failover;
 mod fleet;
+mod health;
 mod isolated;
 mod support;

@@ -209,8 +209,15 @@ impl RedisStore {
             // Silence may be all there is to hear, or a ledger that is not there any more.
             return self.follow_from(position).await;
         }
-        let [stream] = fields(answer, DOING)?;
-        let [_, lines] = fields(stream, DOING)?;
+        let lines = match answer {
+            // The newer protocol's answer.
+            Value::Map(mut streams) => streams.pop().map_or(Value::Nil, |(_, lines)| lines),
+            answer => {
+                let [stream] = fields(answer, DOING)?;
+                let [_, lines] = fields(stream, DOING)?;
+                lines
+            }
+        };
         let lines = read_lines(lines, DOING)?;
         let known = self.shared.known.tip(position);
         let continues = lines.first().is_some_and(|line| {

@@ -205,6 +205,11 @@ impl Link {
         Ok(nodes.into_iter().map(Some).collect())
     }
 
+    /// The server, as a person would name it.
+    pub(super) fn server(&self) -> String {
+        format!("{:?}", self.shared.endpoint)
+    }
+
     /// Which primary serves the slots from each of these on.
     pub(super) async fn slots(&self) -> Result<BTreeMap<u64, String>, StoreError> {
         Ok(self.ranges().await?.into_iter().map(|range| (range.first, range.id)).collect())

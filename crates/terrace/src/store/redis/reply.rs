@@ -101,7 +101,7 @@ pub(super) fn unsigned(value: Value, doing: &'static str) -> Result<u64, StoreEr
 pub(super) fn text(value: Value, doing: &'static str) -> Result<String, StoreError> {
     match value {
         Value::BulkString(bytes) => String::from_utf8(bytes).map_err(|_| odd(doing, "no UTF-8")),
-        Value::SimpleString(text) => Ok(text),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Ok(text),
         other => Err(odd(doing, shape(&other))),
     }
 }
