@@ -238,7 +238,7 @@ impl Core {
                     }
                     None => None,
                 };
-                let has_waited = matches!(heard, Some(Ok(_)));
+                let has_waited = matches!(heard, Some(Ok(Follow::Lines(_))));
                 let Some(core) = core.upgrade() else { return };
                 if core.check_open().is_err() {
                     return;
