@@ -56,11 +56,23 @@ without_services() (
     "$@"
 )
 
+# not_at_boot SERVICE...: nor is it started with the machine.
+not_at_boot() {
+    local root=()
+    if ((EUID != 0)); then
+        root=(sudo)
+    fi
+    if command -v systemctl >/dev/null; then
+        "${root[@]}" systemctl disable --quiet "$@" >&2 || say "warning: could not disable: $*"
+    fi
+}
+
 # Real servers, for tests of what happens to a cache when these die. See rig.rs in terrace-test.
 need_redis() {
     if ! command -v redis-server >/dev/null || ! command -v redis-cli >/dev/null; then
         without_services need_apt redis-server redis-sentinel redis-tools ||
             die "tests start real servers: please install redis-server and redis-cli by hand"
+        not_at_boot redis-server redis-sentinel
     fi
     # Certificates for servers that speak TLS are made with it.
     if ! command -v openssl >/dev/null; then
@@ -74,10 +86,11 @@ need_valkey() {
     if command -v valkey-server >/dev/null; then
         return 0
     fi
-    if [[ $(apt-cache policy valkey-server 2>/dev/null) == *"Candidate: "[0-9]* ]]; then
-        without_services need_apt valkey-server && return 0
+    if [[ $(apt-cache policy valkey-server 2>/dev/null) == *"Candidate: "[0-9]* ]] &&
+        without_services need_apt valkey-server || without_services from_backports valkey-server; then
+        not_at_boot valkey-server
+        return 0
     fi
-    without_services from_backports valkey-server && return 0
     say "warning: valkey-server could not be installed: what is tested with it is left out"
     return 1
 }

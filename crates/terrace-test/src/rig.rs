@@ -12,9 +12,12 @@
 //! | to wait for something | [`wait_until`] |
 //!
 //! Servers are processes of their own, on free ports of the loopback device, in temporary
-//! directories; whoever drops one kills it and removes what it wrote. They are the ones that
-//! this machine has installed. Where there are none, starting one is an error that says which
-//! package to install: a test must fail then, because a test that skips itself proves nothing.
+//! directories; whoever drops one kills it and removes what it wrote. A test that is itself
+//! killed leaves them behind, unless its whole process group is killed, as nextest does.
+//!
+//! The servers are the ones that this machine has installed. Where there are none, starting
+//! one is an error that says which package to install: a test must fail then, because a test
+//! that skips itself proves nothing.
 //!
 //! Processes take real time. Do not use the rig under Tokio's paused clock, where a
 //! deadline is over as soon as everybody waits.

@@ -1,10 +1,13 @@
 //! A **rig error**: why a server could not be started, asked or disturbed.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
 /// What went wrong in the [rig](super), where, and what to do.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its `Debug` form is the same sentence, because that is what `unwrap` shows.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RigError {
     /// The program is not installed. A test fails for that; it does not skip itself.
@@ -72,6 +75,12 @@ pub enum RigError {
         /// What the operating system said.
         source: io::Error,
     },
+}
+
+impl fmt::Debug for RigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl RigError {

@@ -14,6 +14,20 @@ const NAME: &str = "terrace";
 /// Longer than a failover takes that has to be tried twice.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often sentinels do what they do every second or every ten, in milliseconds. Older ones
+/// cannot be told, and then everything takes longer.
+///
+/// The pings are a compromise. Servers end all connections when they are promoted, and a
+/// sentinel connects again after one such period at the soonest: with a longer one, the new
+/// primary soon counts as down. A replica that was not heard of for five of them cannot be
+/// promoted: with a shorter one, there may be none.
+const PERIODS: [(&str, &str); 4] = [
+    ("info-period", "100"),
+    ("ask-period", "100"),
+    ("publish-period", "100"),
+    ("ping-period", "400"),
+];
+
 /// A sentinel that takes longer to answer is not asked.
 const SENTINEL_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -58,8 +72,8 @@ impl SentinelBuilder {
         self
     }
 
-    /// A server that is silent for so long is down for a sentinel. 500 ms unless said
-    /// otherwise.
+    /// A server that is silent for so long is down for a sentinel. 1 s unless said otherwise;
+    /// with less, a busy machine makes sentinels replace a primary that is well.
     pub fn down_after(mut self, down_after: Duration) -> Self {
         self.down_after = down_after;
         self
@@ -127,11 +141,8 @@ impl SentinelBuilder {
         let mut sentinels = Vec::new();
         for _ in 0..3 {
             let started = sentinel.clone().start().await?;
-            // Sentinels look round every ten seconds. Older ones cannot be told otherwise, and
-            // then everything takes longer. How often they ping stays as it is: a replica that
-            // was not heard of for five times as long cannot be promoted.
-            for period in ["info-period", "ask-period", "publish-period"] {
-                started.command(["SENTINEL", "DEBUG", period, "100"]).await?;
+            for (period, milliseconds) in PERIODS {
+                started.command(["SENTINEL", "DEBUG", period, milliseconds]).await?;
             }
             sentinels.push(started);
         }
@@ -156,7 +167,7 @@ impl Sentinel {
             server: RedisServerBuilder::new(Kind::Data),
             sentinel: RedisServerBuilder::new(Kind::Sentinel),
             replicas: 2,
-            down_after: Duration::from_millis(500),
+            down_after: Duration::from_secs(1),
             behind_proxies: false,
             password: None,
         }

@@ -99,10 +99,14 @@ async fn real_messages_are_no_replies() {
     connection.command(["HELLO", "3"]).await.unwrap();
     connection.command(["CLIENT", "TRACKING", "ON"]).await.unwrap();
     connection.command(["GET", "key"]).await.unwrap();
+    script.on(Requests::of(["BLPOP"]), Play::replace("+odd\r\n"));
+    connection.write(b"BLPOP list 0\r\n").await.unwrap();
+    let waits = async || server.info("blocked_clients").await.unwrap().as_deref() == Some("1");
+    wait_until("a client that waits for a reply", LATE, waits).await.unwrap();
     server.expect(["SET", "key", "1"]).await.unwrap();
-    script.on(Requests::of(["PING"]), Play::replace("+odd\r\n"));
     assert_eq!(*connection.reply().await.unwrap().items()[0], "invalidate");
-    assert_eq!(connection.command(["PING"]).await.unwrap(), "odd");
+    server.expect(["RPUSH", "list", "1"]).await.unwrap();
+    assert_eq!(connection.reply().await.unwrap(), "odd");
 }
 
 #[tokio::test]

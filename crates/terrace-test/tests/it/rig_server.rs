@@ -188,7 +188,7 @@ async fn what_is_missing_or_wrong_is_said() {
     let program = RedisServer::builder().program("redis-server-of-nobody");
     let error = program.start().await.unwrap_err();
     assert!(matches!(error, RigError::NotInstalled { .. }));
-    let text = error.to_string();
+    let text = format!("{error:?}");
     assert!(text.contains("redis-server-of-nobody") && text.contains("install"), "{text}");
 
     let wrong = RedisServer::builder().config("maxmemory-policy", "whim").start().await;
