@@ -13,7 +13,6 @@ use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::flight::Flights;
-use crate::guard::Deadlines;
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
 use crate::pending::Pending;
@@ -165,7 +164,7 @@ impl Builder {
         let mut tiers = self
             .tiers
             .into_iter()
-            .map(|(name, tier)| tier.open(name.into()))
+            .map(|(name, tier)| tier.open(name.into(), &clock, &runtime))
             .collect::<Result<Vec<_>, _>>()?;
         let authority = elect(&mut tiers, &*runtime);
         let snapshot = authority.snapshot().await.map_err(|source| {
@@ -173,12 +172,9 @@ impl Builder {
             let tier = tier.map_or_else(|| "memory".into(), |tier| tier.name.to_string());
             BuildError::Ledger { tier, source }
         })?;
-        let keeper = tiers.iter().find(|tier| tier.is_authority);
-        let deadlines = keeper.map_or_else(Deadlines::default, |tier| tier.deadlines);
         let core = Arc::new(Core {
             memory: self.memory.as_ref().map(Memory::build),
             authority,
-            authority_deadline: deadlines.write,
             mirror: Mirror::joining(&snapshot),
             flights: Arc::new(Flights::new()),
             pending: Pending::default(),

@@ -1,0 +1,488 @@
+//! The **breaker**: whether a store is asked at all, by how its last exchanges went.
+//!
+//! ```text
+//!            failures in a row, or too large a share that failed or was slow
+//!   closed ────────────────────────────────────────────────────────▶ open
+//!     ▲                                              ▲                 │
+//!     │ it answers in time             it does not   │                 │ after a while,
+//!     └───────────────────── half-open ──────────────┘                 │ the next call
+//!                            (one probe) ◀─────────────────────────────┘
+//! ```
+//!
+//! Nothing here reads a clock or waits: the time is an argument.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::Refusal;
+use crate::clock::{Tick, millis};
+
+/// When a tier's store is left alone, and for how long. Given to
+/// [`Tier::breaker`](crate::Tier::breaker).
+///
+/// A store that hangs or limps would otherwise cost every miss its deadline. While the breaker
+/// is open, exchanges with the store fail at once, in microseconds: reads go on to the next tier
+/// or the loader, and what is written or invalidated is pending where the store has to know of
+/// it. One call in a while is let through to see whether the store is back.
+///
+/// The defaults suit most stores. Raise [`failures`](Self::failures) and [`share`](Self::share)
+/// for a store that is known to fail now and then and that nothing else can stand in for; set
+/// [`slow`](Self::slow) where answers that are late but in time are of no use. An exchange costs
+/// a few additions for it, and no lock.
+///
+/// ```
+/// use std::time::Duration;
+/// use terrace::{Breaker, Tier};
+/// # use terrace_test::MapStore;
+/// # let store = MapStore::new();
+///
+/// let tier = Tier::of(store)
+///     .deadlines(Duration::from_millis(100), Duration::from_millis(250))
+///     .breaker(Breaker::default().slow(Duration::from_millis(20), Duration::from_millis(100)));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Breaker {
+    pub(super) is_on: bool,
+    failures: u32,
+    percent: u32,
+    calls: u32,
+    /// Of reads and of writes.
+    pub(super) slow: Option<(Duration, Duration)>,
+    first: Duration,
+    longest: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            is_on: true,
+            failures: 5,
+            percent: 50,
+            calls: 8,
+            slow: None,
+            first: FIRST,
+            longest: LONGEST,
+        }
+    }
+}
+
+/// How long a store is left alone at first.
+const FIRST: Duration = Duration::from_millis(500);
+
+/// How long it is left alone at most. Far below the 30 s that load balancers use: what that
+/// would save is one call in 1.5 s, and what it would cost is a store that is unused long after
+/// it is back. With the probe that follows, a tier is in use again within 2 s.
+const LONGEST: Duration = Duration::from_millis(1500);
+
+impl Breaker {
+    /// No breaker: every exchange is tried and may take its deadline.
+    ///
+    /// For a store that callers would rather wait for than do without.
+    pub fn off() -> Self {
+        Self { is_on: false, ..Self::default() }
+    }
+
+    /// Opens after so many failures in a row: 5 unless set, and 1 at least.
+    ///
+    /// An answer of any kind, a slow one too, begins the row anew. Answers such as "no room
+    /// left" are no failures.
+    pub fn failures(self, failures: u32) -> Self {
+        Self { failures: failures.max(1), ..self }
+    }
+
+    /// Opens when so many of 100 exchanges within 2 s failed or were slow, if there were
+    /// `calls` at least: 50 of 100, and 8 calls, unless set.
+    pub fn share(self, percent: u32, calls: u32) -> Self {
+        Self { percent: percent.clamp(1, 100), calls: calls.max(1), ..self }
+    }
+
+    /// Reads and writes that take longer than this are slow: half of their deadlines unless
+    /// set. Writes of a [`Disk`](crate::Disk) tier never are unless set, because a checkpoint
+    /// that takes long is no outage.
+    ///
+    /// A read for which its space leaves less time than this tells nothing of the store.
+    pub fn slow(self, read: Duration, write: Duration) -> Self {
+        Self { slow: Some((read, write)), ..self }
+    }
+
+    /// Stays open for `first`, and twice as long each time that the store is still away, up to
+    /// `longest`: 500 ms and 1.5 s unless set. Up to a quarter less at random, so that
+    /// processes do not try in step.
+    pub fn open_for(self, first: Duration, longest: Duration) -> Self {
+        Self { first, longest, ..self }
+    }
+}
+
+/// What a breaker lets through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// Everything, always: there is no breaker.
+    #[default]
+    Off,
+    /// Everything.
+    Closed,
+    /// Nothing: the store was found to be away.
+    Open,
+    /// One call, to see whether the store is back.
+    HalfOpen,
+}
+
+/// A breaker in use.
+#[derive(Debug)]
+pub(crate) struct Circuit {
+    rules: Breaker,
+    /// How long a probe may take.
+    probe_limit: Duration,
+    /// The number of the last change of state, and in the lowest two bits the state.
+    state: AtomicU64,
+    /// While it is not closed: the tick from which on the next call is a probe.
+    probe_from: AtomicU64,
+    in_a_row: AtomicU32,
+    window: Window,
+    opened: AtomicU64,
+    // Locked when the state changes, and at no other time.
+    history: Mutex<History>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    opened: Tick,
+    closed: Tick,
+    /// How often it was opened since the store was healthy for a while.
+    growth: u32,
+}
+
+const CLOSED: u64 = 0;
+const OPEN: u64 = 1;
+const HALF_OPEN: u64 = 2;
+
+fn kind(state: u64) -> u64 {
+    state & 3
+}
+
+/// A store that was in use for so long is healthy: the next outage begins with the first wait.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// A probe whose caller went away before it could tell anything is followed by another one after
+/// this: soon, and not so soon that impatient callers queue up to be it.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A probe that nobody drives on is given up so long after its limit.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The right to make one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Admission {
+    state: u64,
+}
+
+impl Admission {
+    pub(crate) fn is_probe(self) -> bool {
+        kind(self.state) == HALF_OPEN
+    }
+}
+
+/// What a call says of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Good,
+    /// It answered, and late.
+    Slow,
+    Failed,
+    /// Nothing: it was dropped, or had too little time.
+    Unknown,
+}
+
+/// A change of state that a call has led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Opened(Reason),
+    /// After a probe that brought nothing.
+    Reopened,
+    /// After it was open for so long.
+    Closed(Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    InARow(u32),
+    Share { bad: u32, calls: u32 },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InARow(failures) => write!(formatter, "{failures} failures in a row"),
+            Self::Share { bad, calls } => {
+                write!(formatter, "{bad} of {calls} exchanges failed or were slow")
+            }
+        }
+    }
+}
+
+impl Circuit {
+    pub(crate) fn new(rules: Breaker, probe_limit: Duration) -> Self {
+        Self {
+            rules,
+            probe_limit,
+            state: AtomicU64::new(CLOSED),
+            probe_from: AtomicU64::new(0),
+            in_a_row: AtomicU32::new(0),
+            window: Window::default(),
+            opened: AtomicU64::new(0),
+            history: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn probe_limit(&self) -> Duration {
+        self.probe_limit
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        match kind(self.state.load(Ordering::Acquire)) {
+            CLOSED => BreakerState::Closed,
+            OPEN => BreakerState::Open,
+            _ => BreakerState::HalfOpen,
+        }
+    }
+
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Lets a call through, or says why not. Whoever is let through [leaves](Self::leave).
+    #[inline]
+    pub(crate) fn enter(&self, now: Tick) -> Result<Admission, Refusal> {
+        let state = self.state.load(Ordering::Acquire);
+        if kind(state) == CLOSED { Ok(Admission { state }) } else { self.enter_late(now) }
+    }
+
+    #[cold]
+    fn enter_late(&self, now: Tick) -> Result<Admission, Refusal> {
+        let state = self.state.load(Ordering::Acquire);
+        let refused = || match (kind(state), self.probe_from.load(Ordering::Acquire)) {
+            (HALF_OPEN, _) => Refusal::Probing,
+            (_, from) => Refusal::Open(Duration::from_millis(from.saturating_sub(now.as_millis()))),
+        };
+        if !self.is_due(now) {
+            return Err(refused());
+        }
+        let _history = self.history.lock();
+        let state = self.state.load(Ordering::Acquire);
+        if kind(state) == CLOSED {
+            return Ok(Admission { state });
+        }
+        // Somebody else may have been quicker.
+        if !self.is_due(now) {
+            return Err(refused());
+        }
+        // Also in place of a probe that is overdue, whose end then tells nothing any more.
+        self.put_off(now, self.probe_limit.saturating_add(GRACE));
+        Ok(Admission { state: self.change(HALF_OPEN) })
+    }
+
+    /// What came of a call that was let through.
+    ///
+    /// One from before the last change of state says nothing of the store as it is now.
+    pub(crate) fn leave(
+        &self,
+        admission: Admission,
+        verdict: Verdict,
+        now: Tick,
+        random: impl FnOnce() -> u64,
+    ) -> Option<Change> {
+        if self.state.load(Ordering::Acquire) != admission.state {
+            return None;
+        }
+        if admission.is_probe() {
+            return self.judge_probe(admission, verdict, now, random);
+        }
+        match verdict {
+            Verdict::Good => {
+                self.end_row();
+                self.window.add(now, false);
+                None
+            }
+            Verdict::Unknown => None,
+            Verdict::Slow => {
+                self.end_row();
+                self.window.add(now, true);
+                self.open(admission, self.share(now)?, now, random)
+            }
+            Verdict::Failed => {
+                let in_a_row = self.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                self.window.add(now, true);
+                let in_a_row =
+                    (in_a_row >= self.rules.failures).then_some(Reason::InARow(in_a_row));
+                self.open(admission, in_a_row.or_else(|| self.share(now))?, now, random)
+            }
+        }
+    }
+
+    /// The store was heard of in another way: the next call may be the probe at once.
+    pub(crate) fn nudge(&self, now: Tick) {
+        let _history = self.history.lock();
+        if kind(self.state.load(Ordering::Acquire)) == OPEN {
+            self.probe_from.fetch_min(now.as_millis(), Ordering::AcqRel);
+        }
+    }
+
+    /// Most exchanges go well: nothing is written then.
+    fn end_row(&self) {
+        if self.in_a_row.load(Ordering::Relaxed) != 0 {
+            self.in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn share(&self, now: Tick) -> Option<Reason> {
+        let (calls, bad) = self.window.sums(now);
+        let is_large = u64::from(bad) * 100 >= u64::from(self.rules.percent) * u64::from(calls);
+        (calls >= self.rules.calls && is_large).then_some(Reason::Share { bad, calls })
+    }
+
+    fn open(
+        &self,
+        admission: Admission,
+        reason: Reason,
+        now: Tick,
+        random: impl FnOnce() -> u64,
+    ) -> Option<Change> {
+        let mut history = self.history.lock();
+        if self.state.load(Ordering::Acquire) != admission.state {
+            return None;
+        }
+        if now.saturating_since(history.closed) >= HEALTHY {
+            history.growth = 0;
+        }
+        history.opened = now;
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.leave_alone(&mut history, now, random());
+        Some(Change::Opened(reason))
+    }
+
+    fn judge_probe(
+        &self,
+        admission: Admission,
+        verdict: Verdict,
+        now: Tick,
+        random: impl FnOnce() -> u64,
+    ) -> Option<Change> {
+        let mut history = self.history.lock();
+        if self.state.load(Ordering::Acquire) != admission.state {
+            return None;
+        }
+        match verdict {
+            Verdict::Good => {
+                self.end_row();
+                self.window.clear();
+                history.closed = now;
+                self.change(CLOSED);
+                return Some(Change::Closed(now.saturating_since(history.opened)));
+            }
+            Verdict::Slow | Verdict::Failed => self.leave_alone(&mut history, now, random()),
+            Verdict::Unknown => {
+                self.put_off(now, PAUSE);
+                self.change(OPEN);
+            }
+        }
+        Some(Change::Reopened)
+    }
+
+    /// Open for longer than the last time.
+    fn leave_alone(&self, history: &mut History, now: Tick, random: u64) {
+        self.put_off(now, wait(&self.rules, history.growth, random));
+        history.growth = history.growth.saturating_add(1);
+        self.change(OPEN);
+    }
+
+    fn is_due(&self, now: Tick) -> bool {
+        now.as_millis() >= self.probe_from.load(Ordering::Acquire)
+    }
+
+    fn put_off(&self, now: Tick, wait: Duration) {
+        self.probe_from.store(now.as_millis().saturating_add(millis(wait)), Ordering::Release);
+    }
+
+    /// Under the lock. Returns the new state.
+    fn change(&self, kind: u64) -> u64 {
+        let state = ((self.state.load(Ordering::Acquire) >> 2) + 1) << 2 | kind;
+        self.state.store(state, Ordering::Release);
+        state
+    }
+}
+
+/// How long the store is left alone the next time: at most the longest, and up to a quarter less.
+fn wait(rules: &Breaker, growth: u32, random: u64) -> Duration {
+    let doubled = rules.first.saturating_mul(1 << growth.min(16)).min(rules.longest);
+    // A quarter in 1,024 steps.
+    let less = (doubled / 4096).saturating_mul(u32::try_from(random % 1024).unwrap_or(0));
+    doubled.saturating_sub(less)
+}
+
+/// The window is of this many slots, the present one included...
+const SLOTS: u64 = 4;
+
+/// ...of this many milliseconds each.
+const SLOT: u64 = 500;
+
+/// Exchanges of the last 1.5 to 2 s, and those of them that failed or were slow.
+#[derive(Debug, Default)]
+struct Window {
+    slots: [AtomicU64; SLOTS as usize],
+}
+
+/// 24 bits for the number of the slot, 20 for calls, 20 for bad ones.
+const COUNT_BITS: u32 = 20;
+const MOST: u64 = (1 << COUNT_BITS) - 1;
+const NUMBER_BITS: u32 = 24;
+
+impl Window {
+    fn add(&self, now: Tick, is_bad: bool) {
+        let number = slot_number(now);
+        let Some(slot) = self.slots.get((number % SLOTS) as usize) else { return };
+        let add = |packed: u64| {
+            let (of, calls, bad) = unpack(packed);
+            let (calls, bad) = if of == number { (calls, bad) } else { (0, 0) };
+            // Full: the share is known well enough.
+            (calls < MOST).then(|| pack(number, calls + 1, bad + u64::from(is_bad)))
+        };
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    /// Calls, and bad ones of them.
+    fn sums(&self, now: Tick) -> (u32, u32) {
+        let number = slot_number(now);
+        let mask = (1 << NUMBER_BITS) - 1;
+        let (mut calls, mut bad) = (0, 0);
+        for slot in &self.slots {
+            let (of, its_calls, its_bad) = unpack(slot.load(Ordering::Relaxed));
+            if number.wrapping_sub(of) & mask < SLOTS {
+                calls += its_calls;
+                bad += its_bad;
+            }
+        }
+        // Four counts of 20 bits each.
+        (u32::try_from(calls).unwrap_or(u32::MAX), u32::try_from(bad).unwrap_or(u32::MAX))
+    }
+
+    fn clear(&self) {
+        self.slots.iter().for_each(|slot| slot.store(0, Ordering::Relaxed));
+    }
+}
+
+fn slot_number(now: Tick) -> u64 {
+    now.as_millis() / SLOT & ((1 << NUMBER_BITS) - 1)
+}
+
+fn pack(number: u64, calls: u64, bad: u64) -> u64 {
+    number << (2 * COUNT_BITS) | calls << COUNT_BITS | bad
+}
+
+fn unpack(packed: u64) -> (u64, u64, u64) {
+    (packed >> (2 * COUNT_BITS), packed >> COUNT_BITS & MOST, packed & MOST)
+}
