@@ -486,3 +486,225 @@ fn pack(number: u64, calls: u64, bad: u64) -> u64 {
 fn unpack(packed: u64) -> (u64, u64, u64) {
     (packed >> (2 * COUNT_BITS), packed >> COUNT_BITS & MOST, packed & MOST)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PROBE_LIMIT: Duration = Duration::from_millis(50);
+
+    fn at(millis: u64) -> Tick {
+        // Not at the beginning of time: nothing may depend on that.
+        Tick::from_millis(1_000_000 + millis)
+    }
+
+    /// The breaker as one would explain it to somebody: all calls are remembered.
+    struct Model {
+        state: BreakerState,
+        /// Changes of state so far: calls from before the last one count no more.
+        changes: u64,
+        due: u64,
+        in_a_row: u32,
+        /// When calls ended, and whether they were bad.
+        calls: Vec<(u64, bool)>,
+        growth: u32,
+        closed: Option<u64>,
+        opened: u64,
+    }
+
+    impl Model {
+        fn new() -> Self {
+            let (state, calls) = (BreakerState::Closed, Vec::new());
+            let (changes, due, in_a_row, growth, opened) = (0, 0, 0, 0, 0);
+            Self { state, changes, due, in_a_row, calls, growth, closed: None, opened }
+        }
+
+        fn turn(&mut self, state: BreakerState) {
+            self.state = state;
+            self.changes += 1;
+        }
+
+        fn enter(&mut self, now: u64) -> Option<(u64, bool)> {
+            if self.state == BreakerState::Closed {
+                return Some((self.changes, false));
+            }
+            if now < self.due {
+                return None;
+            }
+            self.due = now + 150;
+            self.turn(BreakerState::HalfOpen);
+            Some((self.changes, true))
+        }
+
+        fn leave(&mut self, (changes, is_probe): (u64, bool), verdict: Verdict, now: u64) {
+            if changes != self.changes {
+                return;
+            }
+            match (is_probe, verdict) {
+                (true, Verdict::Good) => {
+                    self.calls.clear();
+                    self.in_a_row = 0;
+                    self.closed = Some(now);
+                    self.turn(BreakerState::Closed);
+                }
+                (true, Verdict::Unknown) => {
+                    self.due = now + 50;
+                    self.turn(BreakerState::Open);
+                }
+                (true, Verdict::Slow | Verdict::Failed) => self.leave_alone(now),
+                (false, Verdict::Unknown) => {}
+                (false, _) => {
+                    let is_bad = verdict != Verdict::Good;
+                    self.calls.push((now, is_bad));
+                    self.in_a_row = if verdict == Verdict::Failed { self.in_a_row + 1 } else { 0 };
+                    if is_bad && (self.in_a_row >= 5 || self.is_share_large(now)) {
+                        let was_healthy = self.closed.is_none_or(|closed| now - closed >= 10_000);
+                        self.growth = if was_healthy { 0 } else { self.growth };
+                        self.opened += 1;
+                        self.leave_alone(now);
+                    }
+                }
+            }
+        }
+
+        fn is_share_large(&self, now: u64) -> bool {
+            let recent = self.calls.iter().filter(|(ended, _)| ended / 500 + 4 > now / 500);
+            let bad = recent.clone().filter(|(_, is_bad)| *is_bad).count();
+            recent.clone().count() >= 8 && 2 * bad >= recent.count()
+        }
+
+        fn leave_alone(&mut self, now: u64) {
+            self.due = now + [500, 1000, 1500][self.growth.min(2) as usize];
+            self.growth += 1;
+            self.turn(BreakerState::Open);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u64),
+        Enter,
+        /// One of the calls that are under way ends.
+        Leave(usize, Verdict),
+        /// Calls that end at once.
+        Calls(usize, Verdict),
+        Nudge,
+    }
+
+    fn verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![
+            3 => Just(Verdict::Good),
+            2 => Just(Verdict::Slow),
+            3 => Just(Verdict::Failed),
+            1 => Just(Verdict::Unknown),
+        ]
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..700_u64).prop_map(Step::Wait),
+            1 => (0..20_000_u64).prop_map(Step::Wait),
+            3 => Just(Step::Enter),
+            3 => (any::<usize>(), verdict()).prop_map(|(which, how)| Step::Leave(which, how)),
+            4 => (1..7_usize, verdict()).prop_map(|(calls, how)| Step::Calls(calls, how)),
+            1 => Just(Step::Nudge),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+        #[test]
+        fn it_does_what_the_model_does(steps in prop::collection::vec(step(), 1..150)) {
+            let circuit = Circuit::new(Breaker::default(), PROBE_LIMIT);
+            let mut model = Model::new();
+            let (mut now, mut underway) = (0, Vec::new());
+            let enter = |model: &mut Model, now| {
+                let (admission, expected) = (circuit.enter(at(now)).ok(), model.enter(now));
+                let is_probe = admission.map(Admission::is_probe);
+                assert_eq!(is_probe, expected.map(|(_, is_probe)| is_probe));
+                admission.zip(expected)
+            };
+            for step in steps {
+                match step {
+                    Step::Wait(time) => now += time,
+                    Step::Enter => underway.extend(enter(&mut model, now)),
+                    Step::Leave(which, how) if !underway.is_empty() => {
+                        let (mine, its) = underway.swap_remove(which % underway.len());
+                        circuit.leave(mine, how, at(now), || 0);
+                        model.leave(its, how, now);
+                    }
+                    Step::Leave(..) => {}
+                    Step::Calls(calls, how) => for _ in 0..calls {
+                        if let Some((mine, its)) = enter(&mut model, now) {
+                            circuit.leave(mine, how, at(now), || 0);
+                            model.leave(its, how, now);
+                        }
+                    }
+                    Step::Nudge => {
+                        circuit.nudge(at(now));
+                        if model.state == BreakerState::Open {
+                            model.due = model.due.min(now);
+                        }
+                    }
+                }
+                prop_assert_eq!(circuit.state(), model.state);
+                prop_assert_eq!(circuit.opened(), model.opened);
+            }
+        }
+
+        #[test]
+        fn a_wait_is_never_above_the_longest_nor_far_below(growth in 0..40_u32, random: u64) {
+            let waits = wait(&Breaker::default(), growth, random);
+            let full = Duration::from_millis([500, 1000, 1500][growth.min(2) as usize]);
+            prop_assert!(waits <= full && waits >= full.mul_f64(0.75), "{waits:?} of {full:?}");
+        }
+
+        #[test]
+        fn the_window_adds_up(calls in prop::collection::vec((0..400_u64, any::<bool>()), 1..60)) {
+            let window = Window::default();
+            let (mut now, mut all) = (0, Vec::new());
+            for (wait, is_bad) in calls {
+                now += wait;
+                window.add(at(now), is_bad);
+                all.push((now / SLOT, is_bad));
+                let recent = all.iter().filter(|(slot, _)| slot + SLOTS > now / SLOT);
+                let bad = recent.clone().filter(|(_, is_bad)| *is_bad).count() as u32;
+                prop_assert_eq!(window.sums(at(now)), (recent.count() as u32, bad));
+            }
+        }
+    }
+
+    #[test]
+    fn threads_that_come_at_once_are_one_probe() {
+        for _ in 0..200 {
+            let circuit = Circuit::new(Breaker::default().failures(1), PROBE_LIMIT);
+            let first = circuit.enter(at(0)).unwrap();
+            assert!(circuit.leave(first, Verdict::Failed, at(0), || 0).is_some());
+            let together = Barrier::new(4);
+            let probes: usize = std::thread::scope(|scope| {
+                let enter = || {
+                    together.wait();
+                    usize::from(circuit.enter(at(500)).is_ok())
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(enter)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!(probes, 1);
+        }
+    }
+
+    #[test]
+    fn a_full_slot_counts_no_further() {
+        let window = Window::default();
+        for _ in 0..MOST + 10 {
+            window.add(at(0), true);
+        }
+        let most = u32::try_from(MOST).unwrap();
+        assert_eq!(window.sums(at(0)), (most, most));
+    }
+}
