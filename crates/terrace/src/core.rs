@@ -12,6 +12,7 @@ use crate::clock::{Clock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
+use crate::guard::is_refusal;
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
@@ -300,13 +301,17 @@ impl Core {
                 loop {
                     runtime.sleep(wait).await;
                     let Some(core) = core.upgrade() else { return };
+                    // Looking is cheap, and an attempt writes a line even if another tier is
+                    // what is away.
+                    if core.tiers.iter().any(|tier| tier.guard.is_shut()) {
+                        wait = Duration::from_secs(1);
+                        continue;
+                    }
                     if core.settle_pending().await {
                         tracing::info!("nothing is pending any more");
                         return;
                     }
-                    // What it costs is little while the breaker is open, and it may be the
-                    // call that closes it.
-                    wait = (wait * 2).min(Duration::from_secs(1));
+                    wait = (wait * 2).min(Duration::from_secs(5));
                 }
             }));
         }
@@ -387,7 +392,7 @@ impl Core {
             return Some(("memory".into(), usage));
         };
         let tier = self.tiers.get(below)?;
-        let usage = tier.ask(|| tier.store.usage()).await;
+        let usage = tier.guard.housekeep("measure a tier", || tier.store.usage()).await;
         Some((Arc::clone(&tier.name), usage.unwrap_or_default()))
     }
 
@@ -448,14 +453,13 @@ impl Core {
         }
         self.retries.sweep(self.clock.tick());
         for (tier, index) in self.tiers.iter().zip(1..) {
-            // Housekeeping can wait, and is too long to be a probe.
             let chores = || tier.store.maintain(self.wall());
-            if tier.guard.is_closed()
-                && let Err(error) = tier.ask(chores).await
+            if let Err(error) = tier.guard.housekeep("clean up a tier", chores).await
+                && !is_refusal(&error)
             {
                 tracing::warn!(tier = %tier.name, %error, "housekeeping failed");
             }
-            if let Ok(usage) = tier.ask(|| tier.store.usage()).await {
+            if let Ok(usage) = tier.guard.housekeep("measure a tier", || tier.store.usage()).await {
                 self.note_size(index, usage.bytes);
             }
         }

@@ -187,6 +187,21 @@ impl Guard {
         self.exchange(Terms { doing, limit, slow, enough: slow.min(limit) }, exchange).await
     }
 
+    /// Does what nobody waits for, if the breaker is closed. It is never the probe and says
+    /// nothing of the store: how much is there may be known without asking it.
+    pub(crate) async fn housekeep<'a, T>(
+        &self,
+        doing: &'static str,
+        exchange: impl FnOnce() -> BoxFuture<'a, Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match &self.circuit {
+            Some(circuit) if circuit.state() != BreakerState::Closed => {
+                Err(refused(doing, circuit.refusal(self.clock.tick())))
+            }
+            _ => self.insist(doing, exchange()).await,
+        }
+    }
+
     /// Does what may well take long.
     pub(crate) async fn chore<'a, T>(
         &self,
@@ -260,9 +275,9 @@ impl Guard {
         answer.unwrap_or_else(|| Err(StoreError::new(StoreErrorKind::Deadline, doing)))
     }
 
-    /// Whether everything is let through.
-    pub(crate) fn is_closed(&self) -> bool {
-        matches!(self.state(), BreakerState::Closed | BreakerState::Off)
+    /// Whether the next exchange is refused.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.circuit.as_ref().is_some_and(|circuit| circuit.is_shut(self.clock.tick()))
     }
 
     fn state(&self) -> BreakerState {
@@ -403,11 +418,10 @@ impl Pass<'_> {
         if verdict == Verdict::Slow {
             bump(&guard.slow);
         }
-        if let Some((circuit, admission)) = self.admission.take() {
-            if let Some(change) = circuit.leave(admission, verdict, now, || guard.runtime.random())
-            {
-                guard.tell(change);
-            }
+        if let Some((circuit, admission)) = self.admission.take()
+            && let Some(change) = circuit.leave(admission, verdict, now, || guard.runtime.random())
+        {
+            guard.tell(change);
         }
     }
 }

@@ -264,13 +264,8 @@ impl Circuit {
 
     #[cold]
     fn enter_late(&self, now: Tick) -> Result<Admission, Refusal> {
-        let state = self.state.load(Ordering::Acquire);
-        let refused = || match (kind(state), self.probe_from.load(Ordering::Acquire)) {
-            (HALF_OPEN, _) => Refusal::Probing,
-            (_, from) => Refusal::Open(Duration::from_millis(from.saturating_sub(now.as_millis()))),
-        };
         if !self.is_due(now) {
-            return Err(refused());
+            return Err(self.refusal(now));
         }
         let _history = self.history.lock();
         let state = self.state.load(Ordering::Acquire);
@@ -279,11 +274,27 @@ impl Circuit {
         }
         // Somebody else may have been quicker.
         if !self.is_due(now) {
-            return Err(refused());
+            return Err(self.refusal(now));
         }
         // Also in place of a probe that is overdue, whose end then tells nothing any more.
         self.put_off(now, self.probe_limit.saturating_add(GRACE));
         Ok(Admission { state: self.change(HALF_OPEN) })
+    }
+
+    /// Whether the next call is refused.
+    pub(crate) fn is_shut(&self, now: Tick) -> bool {
+        kind(self.state.load(Ordering::Acquire)) != CLOSED && !self.is_due(now)
+    }
+
+    /// What to tell those who are not let through.
+    pub(crate) fn refusal(&self, now: Tick) -> Refusal {
+        match kind(self.state.load(Ordering::Acquire)) {
+            HALF_OPEN => Refusal::Probing,
+            _ => {
+                let from = self.probe_from.load(Ordering::Acquire);
+                Refusal::Open(Duration::from_millis(from.saturating_sub(now.as_millis())))
+            }
+        }
     }
 
     /// What came of a call that was let through.
@@ -433,7 +444,7 @@ const SLOT: u64 = 500;
 /// Exchanges of the last 1.5 to 2 s, and those of them that failed or were slow.
 #[derive(Debug, Default)]
 struct Window {
-    slots: [AtomicU64; SLOTS as usize],
+    slots: [AtomicU64; 4],
 }
 
 /// 24 bits for the number of the slot, 20 for calls, 20 for bad ones.
@@ -476,7 +487,7 @@ impl Window {
 }
 
 fn slot_number(now: Tick) -> u64 {
-    now.as_millis() / SLOT & ((1 << NUMBER_BITS) - 1)
+    (now.as_millis() / SLOT) & ((1 << NUMBER_BITS) - 1)
 }
 
 fn pack(number: u64, calls: u64, bad: u64) -> u64 {
@@ -673,8 +684,9 @@ mod tests {
                 window.add(at(now), is_bad);
                 all.push((now / SLOT, is_bad));
                 let recent = all.iter().filter(|(slot, _)| slot + SLOTS > now / SLOT);
-                let bad = recent.clone().filter(|(_, is_bad)| *is_bad).count() as u32;
-                prop_assert_eq!(window.sums(at(now)), (recent.count() as u32, bad));
+                let bad = recent.clone().filter(|(_, is_bad)| *is_bad).count();
+                let (calls, its_bad) = window.sums(at(now));
+                prop_assert_eq!((calls as usize, its_bad as usize), (recent.count(), bad));
             }
         }
     }

@@ -32,7 +32,8 @@ impl Places {
     pub(crate) fn try_take(&self) -> Option<Place<'_>> {
         let take = |taken: usize| (taken < self.most).then_some(taken + 1);
         let taken = self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
-        taken.is_ok().then_some(Place(self))
+        // A place that is made is one that is given back.
+        taken.is_ok().then(|| Place(self))
     }
 
     /// A place, once there is one; `None` at once if too many wait already.
