@@ -332,13 +332,14 @@ impl Guard {
         let began = pass.began;
         pass.end(Verdict::Unknown, began);
         let place = unless(|| self.runtime.sleep(terms.limit), self.places.take()).await.flatten();
-        let Some(place) = place else {
+        let left = terms.limit.saturating_sub(self.clock.tick().saturating_since(began));
+        // Nor is the store asked what there is no time left to answer.
+        let Some(place) = place.filter(|_| !left.is_zero()) else {
             bump(&self.crowded);
             return Err(refused(terms.doing, Refusal::Crowded(self.places.most())));
         };
-        let waited = self.clock.tick().saturating_since(began);
         let pass = self.enter(terms.doing, terms.slow)?;
-        let limit = pass.limit(terms.limit.saturating_sub(waited));
+        let limit = pass.limit(left);
         Ok((pass, limit, Some(place)))
     }
 
