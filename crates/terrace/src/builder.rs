@@ -15,7 +15,7 @@ use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::flight::Flights;
-use crate::guard::{Deadlines, within};
+use crate::guard::within;
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
 use crate::pending::Pending;
@@ -184,11 +184,10 @@ impl Builder {
         let mut tiers = self
             .tiers
             .into_iter()
-            .map(|(name, tier)| tier.open(name.into(), &clock))
+            .map(|(name, tier)| tier.open(name.into(), &clock, &runtime))
             .collect::<Result<Vec<_>, _>>()?;
         let authority = elect(&mut tiers, &*runtime);
         let keeper = tiers.iter().find(|tier| tier.is_authority);
-        let deadlines = keeper.map_or_else(Deadlines::default, |tier| tier.deadlines);
         let joining = within(&*runtime, JOINING, "read the ledger", authority.snapshot());
         let snapshot = match joining.await {
             Ok(snapshot) => snapshot,
@@ -198,7 +197,6 @@ impl Builder {
         let core = Arc::new(Core {
             memory: self.memory.as_ref().map(Memory::build),
             authority,
-            authority_deadline: deadlines.write,
             mirror: Mirror::joining(&snapshot),
             flights: Arc::new(Flights::new()),
             pending: Pending::default(),

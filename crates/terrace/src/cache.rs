@@ -214,7 +214,7 @@ impl Terrace {
         let name = self.dynamic.checked_name(key.as_bytes())?;
         let now = self.core.wall();
         let expires = ttl.map(|ttl| now.saturating_add(ttl));
-        Ok(self.core.ask(self.core.authority.count(&name, by, now, expires)).await?)
+        Ok(self.core.ask(|| self.core.authority.count(&name, by, now, expires)).await?)
     }
 
     /// The counter `key`, if there is one.
@@ -223,7 +223,7 @@ impl Terrace {
     /// As for [`Terrace::increment`].
     pub async fn counter(&self, key: &str) -> Result<Option<i64>, Error> {
         let name = self.dynamic.checked_name(key.as_bytes())?;
-        Ok(self.core.ask(self.core.authority.counter(&name, self.core.wall())).await?)
+        Ok(self.core.ask(|| self.core.authority.counter(&name, self.core.wall())).await?)
     }
 
     /// Invalidates `key`: from when this returns, no read here that begins later

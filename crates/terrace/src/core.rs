@@ -15,7 +15,7 @@ use crate::clock::{Clock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
-use crate::guard::within;
+use crate::guard::{is_refusal, within};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
@@ -38,7 +38,6 @@ pub(crate) struct Core {
     /// Below memory, in the order in which they are asked.
     pub(crate) tiers: Box<[OpenTier]>,
     pub(crate) authority: Arc<dyn Authority>,
-    pub(crate) authority_deadline: Duration,
     pub(crate) mirror: Mirror,
     pub(crate) flights: Arc<Flights>,
     pub(crate) pending: Pending,
@@ -82,8 +81,20 @@ pub(crate) struct Invalidated {
 
 impl Core {
     /// The answer of the authority, or an error once its deadline has passed.
-    pub(crate) async fn ask<T>(&self, answer: Answer<'_, T>) -> Result<T, StoreError> {
-        within(&*self.runtime, self.authority_deadline, "ask the ledger", answer).await
+    pub(crate) async fn ask<'a, T>(
+        &self,
+        question: impl FnOnce() -> Answer<'a, T>,
+    ) -> Result<T, StoreError> {
+        match self.keeper() {
+            Some(tier) => tier.guard.write("ask the ledger", question).await,
+            // It is in this process, and answers at once.
+            None => question().await,
+        }
+    }
+
+    /// The tier whose store keeps the ledger.
+    fn keeper(&self) -> Option<&OpenTier> {
+        self.tiers.iter().find(|tier| tier.is_authority)
     }
 
     /// The time of day by which entries live. Leases go by the one that others see.
@@ -118,10 +129,11 @@ impl Core {
 
     /// Hears everything that the ledger says up to now, or fails.
     pub(crate) async fn confirm(self: &Arc<Self>) -> Result<(), Error> {
-        // However many wait for their turn before a ledger that does not answer.
-        let followed = self.follow();
-        let limit = self.authority_deadline;
-        Ok(within(&*self.runtime, limit, "ask the ledger", followed).await?)
+        match self.keeper() {
+            // However many wait for their turn before a ledger that does not answer.
+            Some(tier) => Ok(tier.guard.confirm(self.follow()).await?),
+            None => Ok(self.follow().await?),
+        }
     }
 
     /// Whether an entry in memory still stands.
@@ -147,7 +159,7 @@ impl Core {
     /// If the ledger cannot be written the names are pending: bypassed below memory,
     /// and tried again until they are settled.
     pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
-        match self.ask(self.authority.append(&names)).await {
+        match self.ask(|| self.authority.append(&names)).await {
             Ok(appended) => {
                 let mut settled = Settled::Settled;
                 if !self.applied(&names, &appended).await {
@@ -158,7 +170,7 @@ impl Core {
                 Invalidated { settled, position: Some(position), held }
             }
             Err(error) => {
-                tracing::warn!(%error, "the ledger cannot be written: invalidations are pending");
+                tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
                 let held = names.iter().map(|_| false).collect();
                 self.hold_back(names);
                 Invalidated { settled: self.all_pending(), position: None, held }
@@ -191,23 +203,27 @@ impl Core {
     /// Reads and applies what others have appended.
     pub(crate) async fn follow(self: &Arc<Self>) -> Result<(), StoreError> {
         let _one_at_a_time = self.following.lock().await;
-        let followed = self.follow_to_the_end().await;
-        if let Err(error) = &followed {
-            tracing::warn!(%error, "the ledger cannot be followed");
+        self.follow_to_the_end().await
+    }
+
+    /// The same as [`ask`](Self::ask) for what follows the ledger.
+    async fn hear<'a, T>(&self, question: impl FnOnce() -> Answer<'a, T>) -> Result<T, StoreError> {
+        match self.keeper() {
+            Some(tier) => tier.guard.follow(question).await,
+            None => question().await,
         }
-        followed
     }
 
     async fn follow_to_the_end(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
-            match self.ask(self.authority.follow(self.mirror.ticket())).await? {
+            match self.hear(|| self.authority.follow(self.mirror.ticket())).await? {
                 Follow::Lines(lines) if lines.is_empty() => return Ok(()),
                 Follow::Lines(lines) => {
                     self.mirror.apply(&lines);
                     self.take(&lines).await;
                 }
                 Follow::Broken => {
-                    let snapshot = self.ask(self.authority.snapshot()).await?;
+                    let snapshot = self.hear(|| self.authority.snapshot()).await?;
                     tracing::warn!(
                         "the ledger's chain is broken: what was cached before is not trusted"
                     );
@@ -224,7 +240,7 @@ impl Core {
     fn hear_others(self: &Arc<Self>) {
         let core = Arc::downgrade(self);
         let (authority, runtime) = (Arc::clone(&self.authority), Arc::clone(&self.runtime));
-        let limit = LISTENING + self.authority_deadline;
+        let limit = LISTENING + self.keeper().map_or(LISTENING, |tier| tier.guard.write_deadline());
         self.runtime.spawn(Box::pin(async move {
             let mut failures = 0;
             loop {
@@ -266,6 +282,8 @@ impl Core {
     ) -> Result<(), StoreError> {
         match heard {
             Some(Ok(Follow::Lines(lines))) => {
+                // Whoever can be heard may be back.
+                self.hear(|| Box::pin(std::future::ready(Ok(())))).await?;
                 let _one_at_a_time = self.following.lock().await;
                 let known = self.mirror.ticket().number;
                 // Those of this process have come back.
@@ -339,7 +357,7 @@ impl Core {
                 names.clone().flat_map(|name| self.spaces.stored_keys(name)).collect()
             };
             if !keys.is_empty() {
-                dropped &= tier.remove(&*self.runtime, counters, &keys).await.is_ok();
+                dropped &= tier.remove(counters, &keys).await.is_ok();
             }
         }
         dropped
@@ -367,6 +385,7 @@ impl Core {
             }
         }
         if self.pending.add(names) {
+            tracing::warn!("what was invalidated could not be told to every tier: it is pending");
             let core = Arc::downgrade(self);
             let runtime = Arc::clone(&self.runtime);
             self.runtime.spawn(Box::pin(async move {
@@ -374,7 +393,14 @@ impl Core {
                 loop {
                     runtime.sleep(wait).await;
                     let Some(core) = core.upgrade() else { return };
+                    // Looking is cheap, and an attempt writes a line even if another tier is
+                    // what is away.
+                    if core.tiers.iter().any(|tier| tier.guard.is_shut()) {
+                        wait = Duration::from_secs(1);
+                        continue;
+                    }
                     if core.settle_pending().await {
+                        tracing::info!("nothing is pending any more");
                         return;
                     }
                     wait = (wait * 2).min(Duration::from_secs(5));
@@ -386,7 +412,7 @@ impl Core {
     /// Tries to write the names that are pending; `true` once none is left.
     async fn settle_pending(self: &Arc<Self>) -> bool {
         let (names, epoch) = self.pending.names();
-        match self.ask(self.authority.append(&names)).await {
+        match self.ask(|| self.authority.append(&names)).await {
             Ok(appended) => {
                 self.applied(&names, &appended).await
                     && self.drop_from_stores(names.iter()).await
@@ -422,6 +448,8 @@ impl Core {
         for (index, sum) in sums.into_iter().enumerate() {
             let Some((name, usage)) = self.measure(index).await else { continue };
             let largest = self.note_size(index, usage.bytes);
+            let below = index.checked_sub(1).and_then(|below| self.tiers.get(below));
+            let guard = below.map(|tier| tier.guard.stats()).unwrap_or_default();
             tiers.push(TierStats {
                 name,
                 traffic: sum.traffic,
@@ -429,6 +457,7 @@ impl Core {
                 bytes: usage.bytes,
                 largest_bytes: largest,
                 evicted: usage.evicted,
+                guard,
             });
         }
         let names: Vec<_> = tiers.iter().map(|tier| Arc::clone(&tier.name)).collect();
@@ -455,7 +484,7 @@ impl Core {
             return Some(("memory".into(), usage));
         };
         let tier = self.tiers.get(below)?;
-        let usage = tier.ask(&*self.runtime, tier.store.usage()).await;
+        let usage = tier.guard.housekeep("measure a tier", || tier.store.usage()).await;
         Some((Arc::clone(&tier.name), usage.unwrap_or_default()))
     }
 
@@ -463,7 +492,7 @@ impl Core {
     pub(crate) async fn health(&self) -> Vec<TierHealth> {
         let mut healths = Vec::with_capacity(self.tiers.len());
         for tier in &self.tiers {
-            let health = tier.ask(&*self.runtime, tier.store.health()).await;
+            let health = tier.guard.insist("ask how a tier is", tier.store.health()).await;
             let (health, error) = match health {
                 Ok(health) => (health, None),
                 Err(error) => (Health::default(), Some(error)),
@@ -489,7 +518,8 @@ impl Core {
         }
         for (tier, index) in self.tiers.iter().zip(1..) {
             if tier.scope == Scope::Fleet
-                && let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await
+                && let Ok(usage) =
+                    tier.guard.housekeep("measure a tier", || tier.store.usage()).await
             {
                 self.note_size(index, usage.bytes);
             }
@@ -507,7 +537,7 @@ impl Core {
         let landed = unless(|| self.runtime.sleep(CLOSING), self.flights.all_landed()).await;
         if is_first {
             for tier in &self.tiers {
-                if let Err(error) = tier.ask(&*self.runtime, tier.store.close()).await {
+                if let Err(error) = tier.guard.insist("close a tier", tier.store.close()).await {
                     tracing::warn!(tier = %tier.name, %error, "a store did not close as it should");
                 }
             }
@@ -552,13 +582,16 @@ impl Core {
         }
         self.retries.sweep(self.clock.tick());
         for (tier, index) in self.tiers.iter().zip(1..) {
-            let chores = tier.store.maintain(self.wall());
-            if let Err(error) = tier.ask(&*self.runtime, chores).await {
+            let chores = || tier.store.maintain(self.wall());
+            if let Err(error) = tier.guard.housekeep("clean up a tier", chores).await
+                && !is_refusal(&error)
+            {
                 tracing::warn!(tier = %tier.name, %error, "housekeeping failed");
             }
             // Of a server that others fill it is looked at less often: that is many questions.
             if tier.scope < Scope::Fleet
-                && let Ok(usage) = tier.ask(&*self.runtime, tier.store.usage()).await
+                && let Ok(usage) =
+                    tier.guard.housekeep("measure a tier", || tier.store.usage()).await
             {
                 self.note_size(index, usage.bytes);
             }

@@ -35,7 +35,7 @@ impl Lease {
     /// Asks once. `None`: somebody else holds it.
     pub(crate) async fn ask(core: &Arc<Core>, name: &Arc<str>) -> Option<Self> {
         let now = core.clock.wall();
-        let asked = core.authority.lease(name, now, now.saturating_add(LASTS));
+        let asked = || core.authority.lease(name, now, now.saturating_add(LASTS));
         let token = match core.ask(asked).await {
             Ok(Leased::Granted(lease)) => Some(lease.token),
             Ok(Leased::Held(_)) => return None,
@@ -75,7 +75,7 @@ impl Lease {
             if let Some(held) = token {
                 let until = self.core.clock.wall().saturating_add(LASTS);
                 // A lease that was voided is not taken back: what is loaded is stale.
-                let renewed = self.core.authority.renew(&self.name, held, until);
+                let renewed = || self.core.authority.renew(&self.name, held, until);
                 if let Ok(false) = self.core.ask(renewed).await {
                     token = None;
                 }
@@ -121,7 +121,7 @@ impl Drop for Lease {
 }
 
 async fn give_back(core: &Core, name: &str, token: u64) {
-    if let Err(error) = core.ask(core.authority.release(name, token)).await {
+    if let Err(error) = core.ask(|| core.authority.release(name, token)).await {
         tracing::debug!(%error, "a lease was not given back: it lapses by itself");
     }
 }

@@ -80,11 +80,12 @@ pub use compress::Compression;
 pub use core::Ticket;
 pub use entry::{Cached, Source};
 pub use error::{BuildError, Error, LoadError};
+pub use guard::{Breaker, BreakerState};
 pub use load::Load;
 pub use loaded::Loaded;
 pub use many::LoadMany;
 pub use space::{Mode, Space, SpaceBuilder};
-pub use stats::{SpaceStats, Stats, TierHealth, TierStats, Times, Traffic};
+pub use stats::{GuardStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};
 #[cfg(feature = "redis")]

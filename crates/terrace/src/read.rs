@@ -207,7 +207,7 @@ async fn from_tier<V: Send + Sync + 'static>(
     let keys: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
     let bytes: Vec<_> = wanted.iter().map(|wanted| &*wanted.bytes).collect();
     let started = core.clock.elapsed();
-    let frames = match tier.read(&*core.runtime, counters, &keys, &bytes, Some(left)).await {
+    let frames = match tier.read(counters, &keys, &bytes, Some(left)).await {
         Ok(frames) => frames,
         Err(error) => {
             counters.read_time.add(core.clock.elapsed().saturating_sub(started));
@@ -393,7 +393,7 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         }
         let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored.clone()).collect();
         let bytes: Vec<_> = missing.iter().map(|(_, wanted)| &*wanted.bytes).collect();
-        let frames = tier.read(&*core.runtime, counters, &keys, &bytes, None).await;
+        let frames = tier.read(counters, &keys, &bytes, None).await;
         for ((found, wanted), frame) in missing.into_iter().zip(frames.unwrap_or_default()) {
             *found = frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame));
         }

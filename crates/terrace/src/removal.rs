@@ -49,7 +49,7 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
             counters.removed.fetch_add(removed, Ordering::Relaxed);
             continue;
         }
-        match tier.remove(&*core.runtime, counters, &stored).await {
+        match tier.remove(counters, &stored).await {
             Ok(gone) => there.iter_mut().zip(gone).for_each(|(there, gone)| *there |= gone),
             Err(_) => {
                 let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
@@ -98,7 +98,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
     // From below: a read that copies upwards meanwhile finds the new lifetime.
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()).rev() {
         let keys = std::slice::from_ref(&wanted.stored);
-        let frames = tier.read(&*core.runtime, counters, keys, &[&wanted.bytes], None).await;
+        let frames = tier.read(counters, keys, &[&wanted.bytes], None).await;
         let frame = frames.ok().and_then(|mut frames| frames.pop().flatten());
         let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, tier, frame))
         else {
@@ -118,7 +118,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
             tags: Arc::clone(&header.tags),
         };
         // A tier that fails keeps the old lifetime; the failure is counted.
-        let _ = tier.write(&*core.runtime, counters, &[put]).await;
+        let _ = tier.write(counters, &[put]).await;
         let index = index_of(core, tier);
         undo_if_dead(space, &wanted, header.stamp, &header.tags, index).await;
     }
@@ -179,7 +179,7 @@ pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error
 /// all the same.
 async fn clear_stores(core: &Core, mut settled: Settled, prefix: &str) -> Settled {
     for (tier, counters) in core.tiers.iter().zip(core.spaces.unnamed().below_memory()) {
-        match tier.ask(&*core.runtime, tier.store.clear(prefix)).await {
+        match tier.ask(|| tier.store.clear(prefix)).await {
             Ok(gone) => {
                 counters.removed.fetch_add(gone, Ordering::Relaxed);
             }
@@ -202,7 +202,7 @@ pub(crate) async fn clear_tier(core: &Arc<Core>, name: &str) -> Result<u64, Erro
         return Ok(gone);
     }
     match core.tiers.iter().find(|tier| &*tier.name == name) {
-        Some(tier) => Ok(tier.ask(&*core.runtime, tier.store.clear("")).await?),
+        Some(tier) => Ok(tier.ask(|| tier.store.clear("")).await?),
         None => Err(Error::NoSuchTier(name.into())),
     }
 }

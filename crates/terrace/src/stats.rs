@@ -11,6 +11,7 @@ use std::time::Duration;
 use histogram::{AtomicHistogram, Config, Histogram};
 
 use crate::clock::nanos;
+use crate::guard::BreakerState;
 use crate::store::{Health, StoreError};
 
 /// What happened in a cache since it was built.
@@ -45,6 +46,27 @@ pub struct TierStats {
     pub largest_bytes: u64,
     /// Entries that had to leave to make room.
     pub evicted: u64,
+    /// What its guard did; nothing, for memory.
+    pub guard: GuardStats,
+}
+
+/// What the guard before a tier's store did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GuardStats {
+    /// What its breaker lets through now.
+    pub breaker: BreakerState,
+    /// How often the breaker opened. A probe that failed does not count again.
+    pub opened: u64,
+    /// Exchanges that failed at once because the breaker was open. They are not among the
+    /// [`errors`](Traffic::errors) of the tier; reads among them are misses of it.
+    pub refused: u64,
+    /// Exchanges that got no place among those under way. Not among the errors either.
+    pub crowded: u64,
+    /// Exchanges that were answered late, or that nobody waited for after they were late.
+    pub slow: u64,
+    /// Exchanges that are under way now.
+    pub underway: u64,
 }
 
 /// How one tier below memory is.
@@ -102,7 +124,7 @@ pub struct Traffic {
     pub writes: u64,
     /// Entries removed.
     pub removed: u64,
-    /// Operations that failed or took too long; each counts as a miss too.
+    /// Exchanges that failed or took too long; a read among them counts as a miss too.
     pub errors: u64,
     /// Frames that could not be read; each counts as a miss too.
     pub unreadable: u64,

@@ -15,7 +15,7 @@ use crate::codec::Codec;
 use crate::compress::Compression;
 use crate::error::{BuildError, Error};
 use crate::frame::{self, Frame, Header};
-use crate::guard::{Deadlines, within};
+use crate::guard::{Breaker, Deadlines, Guard, Limits, is_refusal};
 use crate::key::StoredKey;
 use crate::runtime::Runtime;
 use crate::stats::{TrafficCounters, bump};
@@ -45,7 +45,7 @@ pub struct Tier {
     pub(crate) max_value_bytes: usize,
     pub(crate) compression: Compression,
     pub(crate) codec: Option<Codec>,
-    pub(crate) deadlines: Deadlines,
+    pub(crate) limits: Limits,
 }
 
 /// Where a tier's store comes from.
@@ -59,6 +59,13 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
+    fn is_disk(&self) -> bool {
+        #[cfg(feature = "disk")]
+        return matches!(self, Self::Disk(_));
+        #[cfg(not(feature = "disk"))]
+        false
+    }
+
     #[allow(unused_variables, clippy::unnecessary_wraps, reason = "stores can be left out")]
     fn open(
         self,
@@ -105,7 +112,7 @@ impl Tier {
             max_value_bytes,
             compression: Compression::default(),
             codec: None,
-            deadlines: Deadlines::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -137,16 +144,38 @@ impl Tier {
     /// How long a read and a write may take: 1 s and 10 s unless set, 100 ms and 250 ms for Redis.
     #[must_use]
     pub fn deadlines(self, read: Duration, write: Duration) -> Self {
-        Self { deadlines: Deadlines { read, write }, ..self }
+        let deadlines = Deadlines { read, write };
+        Self { limits: Limits { deadlines, ..self.limits }, ..self }
+    }
+
+    /// When the store is left alone because it is away or slow: see [`Breaker`].
+    #[must_use]
+    pub fn breaker(self, breaker: Breaker) -> Self {
+        Self { limits: Limits { breaker, ..self.limits }, ..self }
+    }
+
+    /// Exchanges with the store that may be under way at once: 1,024 unless set. More of them
+    /// wait for no longer than their deadline, and fail at once when 10,000 wait already.
+    ///
+    /// Lower it for a store that many exchanges at once slow down. Below what the load needs,
+    /// reads become misses, and invalidations pending.
+    #[must_use]
+    pub fn concurrency(self, exchanges: usize) -> Self {
+        Self { limits: Limits { concurrency: exchanges, ..self.limits }, ..self }
     }
 
     pub(crate) fn open(
         self,
         name: Arc<str>,
         clock: &Arc<dyn Clock>,
+        runtime: &Arc<dyn Runtime>,
     ) -> Result<OpenTier, BuildError> {
+        // One thread writes to a disk: what its checkpoint delays, it delays all at once.
+        let never_slow = self.origin.is_disk();
         let store = self.origin.open(self.max_value_bytes, clock)?;
+        let (clock, runtime) = (Arc::clone(clock), Arc::clone(runtime));
         Ok(OpenTier {
+            guard: Guard::new(Arc::clone(&name), self.limits, never_slow, clock, runtime),
             name,
             scope: store.scope(),
             store,
@@ -155,7 +184,6 @@ impl Tier {
             max_value_bytes: self.max_value_bytes,
             compression: self.compression,
             codec: self.codec,
-            deadlines: self.deadlines,
         })
     }
 }
@@ -189,7 +217,7 @@ pub(crate) struct OpenTier {
     pub(crate) max_value_bytes: usize,
     pub(crate) compression: Compression,
     pub(crate) codec: Option<Codec>,
-    pub(crate) deadlines: Deadlines,
+    pub(crate) guard: Guard,
 }
 
 impl OpenTier {
@@ -199,14 +227,15 @@ impl OpenTier {
     /// and no more than its own deadline. A failure is counted and returned.
     pub(crate) async fn read(
         &self,
-        runtime: &dyn Runtime,
         counters: &TrafficCounters,
         keys: &[StoredKey],
         wanted: &[&[u8]],
         left: Option<Duration>,
     ) -> Result<Vec<Option<Frame>>, StoreError> {
-        let deadline = left.map_or(self.deadlines.read, |left| left.min(self.deadlines.read));
-        let frames = within(runtime, deadline, "read from a tier", self.store.get(keys))
+        let exchange = || self.store.get(keys);
+        let frames = self
+            .guard
+            .read("read from a tier", left, exchange)
             .await
             .inspect_err(|error| self.count_error(counters, error))?;
         let frames = frames.into_iter().zip(wanted);
@@ -238,12 +267,13 @@ impl OpenTier {
     /// Writes frames; a failure is counted and returned.
     pub(crate) async fn write(
         &self,
-        runtime: &dyn Runtime,
         counters: &TrafficCounters,
         puts: &[Put],
     ) -> Result<Vec<Stored>, StoreError> {
-        let exchange = self.store.put(puts);
-        let stored = within(runtime, self.deadlines.write, "write to a tier", exchange)
+        let exchange = || self.store.put(puts);
+        let stored = self
+            .guard
+            .write("write to a tier", exchange)
             .await
             .inspect_err(|error| self.count_error(counters, error))?;
         let written = stored.iter().filter(|stored| **stored == Stored::Yes).count() as u64;
@@ -255,12 +285,13 @@ impl OpenTier {
     /// Removes keys; a failure is counted and returned.
     pub(crate) async fn remove(
         &self,
-        runtime: &dyn Runtime,
         counters: &TrafficCounters,
         keys: &[StoredKey],
     ) -> Result<Vec<bool>, StoreError> {
-        let exchange = self.store.remove(keys);
-        let gone = within(runtime, self.deadlines.write, "remove from a tier", exchange)
+        let exchange = || self.store.remove(keys);
+        let gone = self
+            .guard
+            .write("remove from a tier", exchange)
             .await
             .inspect_err(|error| self.count_error(counters, error))?;
         let removed = gone.iter().filter(|gone| **gone).count() as u64;
@@ -268,14 +299,12 @@ impl OpenTier {
         Ok(gone)
     }
 
-    /// The answer to anything else than a read, or an error once the deadline for
-    /// writes has passed.
-    pub(crate) async fn ask<T>(
+    /// The answer to anything else, however long it takes within the deadline for writes.
+    pub(crate) async fn ask<'a, T>(
         &self,
-        runtime: &dyn Runtime,
-        answer: StoreResult<'_, T>,
+        question: impl FnOnce() -> StoreResult<'a, T>,
     ) -> Result<T, StoreError> {
-        within(runtime, self.deadlines.write, "ask a tier", answer).await
+        self.guard.chore("ask a tier", question).await
     }
 
     /// The failure as callers see it who want to.
@@ -283,8 +312,11 @@ impl OpenTier {
         Error::Tier { tier: Arc::clone(&self.name), source: Arc::new(error) }
     }
 
+    /// What the guard refused is counted there, and no failure of the store.
     pub(crate) fn count_error(&self, counters: &TrafficCounters, error: &StoreError) {
-        bump(&counters.errors);
-        tracing::warn!(tier = %self.name, %error, "a tier failed: the next one answers");
+        if !is_refusal(error) {
+            bump(&counters.errors);
+            tracing::debug!(tier = %self.name, %error, "a tier failed: the next one answers");
+        }
     }
 }

@@ -350,7 +350,7 @@ pub(crate) async fn put_all(
     if frames.is_empty() {
         return (failed, None);
     }
-    match tier.write(&*space.core.runtime, counters, &frames).await {
+    match tier.write(counters, &frames).await {
         Ok(stored) => {
             let refused =
                 names.into_iter().zip(stored).filter(|(_, stored)| *stored != Stored::Yes);
@@ -371,7 +371,7 @@ pub(crate) async fn take_away(
     left: &[StoredKey],
 ) -> bool {
     let Some(counters) = space.counters.below_memory().get(index) else { return true };
-    tier.remove(&*space.core.runtime, counters, left).await.is_ok()
+    tier.remove(counters, left).await.is_ok()
 }
 
 /// Stores an entry in one tier below memory.
@@ -660,7 +660,7 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
             return Ok(false);
         }
         let names = Names { key: &wanted.name, space: &space.name, tags: &[] };
-        let append = core.authority.append_if_unnamed(ticket.stamp, name.clone(), names);
+        let append = || core.authority.append_if_unnamed(ticket.stamp, name.clone(), names);
         let appended = core.ask(append).await?;
         if let Some(appended) = appended {
             if !core.applied(std::slice::from_ref(&name), &appended).await {

@@ -23,6 +23,7 @@ mod damaged;
 mod disk;
 mod errors;
 mod golden_frame;
+mod guard;
 mod history;
 mod keys;
 mod many_keys;

@@ -10,8 +10,8 @@ use terrace::frame::decode;
 use terrace::runtime::BoxFuture;
 use terrace::store::StoreErrorKind;
 use terrace::{
-    BuildError, Cached, Error, LoadError, Loaded, Memory, Mode, Source, Space, SpaceBuilder,
-    Terrace, Tier,
+    Breaker, BuildError, Cached, Error, LoadError, Loaded, Memory, Mode, Source, Space,
+    SpaceBuilder, Terrace, Tier,
 };
 use terrace_test::{ChaosStore, Fault, ManualClock, MapStore, START, Verb};
 use tokio::sync::Semaphore;
@@ -38,7 +38,7 @@ impl Rig {
         let upper = Arc::new(ChaosStore::over(Arc::clone(&maps[0]) as _));
         let terrace = Terrace::builder()
             .memory(Memory::bytes(1 << 20))
-            .tier("upper", Tier::shared(Arc::clone(&upper) as _))
+            .tier("upper", Tier::shared(Arc::clone(&upper) as _).breaker(Breaker::off()))
             .tier("lower", Tier::shared(Arc::clone(&maps[1]) as _))
             .clock(clock.clone())
             .build()
