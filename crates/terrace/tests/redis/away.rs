@@ -35,7 +35,8 @@ async fn a_cache_starts_without_its_server() {
     let node = Node::at(server.url()).await;
     assert_eq!(node.load("b", "2").await, "2");
     server.restart_from_saved().await.unwrap();
-    until("it to join", async || node.load("a", "not asked for in the end").await == "1").await;
+    until("it to join", async || node.get("a").await.as_deref() == Some("1")).await;
+    assert_eq!(node.get("b").await, None, "what was loaded alone is not vouched for");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
