@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Sum up what a cache directory holds
     Stats(Stats),
+    /// Ask Redis or Valkey servers how they are, and whether their settings suit a cache
+    Health(Health),
 }
 
 /// Run real queries through memory, disk and source, and show what each of them costs.
@@ -222,6 +224,40 @@ pub(crate) struct Inspect {
 pub(crate) struct Stats {
     #[command(flatten)]
     pub(crate) place: Place,
+}
+
+/// Ask Redis or Valkey servers how they are, and whether their settings suit a cache.
+///
+/// Each server's version, role, memory, clients, hit rate, eviction and persistence, how long its
+/// answer took, and a warning, with what to do, for each setting that endangers a cache. Changes
+/// nothing on the server. Exit code 4 if a server does not answer.
+///
+/// A password is better given in the environment, where other users do not see it.
+#[derive(Args, Debug)]
+#[command(after_help = help_with!(
+    "  terrace health --url redis://127.0.0.1:6379
+  terrace health --url redis://node-1:7000 --url redis://node-2:7000 --cluster
+  terrace health --url redis://sentinel-1:26379 --sentinel mymaster
+  TERRACE_REDIS=rediss://cache:secret@cache.example.org terrace health --json
+"
+))]
+pub(crate) struct Health {
+    /// The server; with --cluster or --sentinel each of those that may be asked
+    #[arg(long = "url", value_name = "URL", env = "TERRACE_REDIS", hide_env_values = true,
+          value_delimiter = ',', required = true)]
+    pub(crate) urls: Vec<String>,
+
+    /// The servers are nodes of a cluster
+    #[arg(long, conflicts_with = "sentinel")]
+    pub(crate) cluster: bool,
+
+    /// The servers are sentinels, and this is the service whose primary is meant
+    #[arg(long, value_name = "SERVICE")]
+    pub(crate) sentinel: Option<String>,
+
+    /// How long an answer is waited for
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    pub(crate) deadline: Duration,
 }
 
 /// Where the cache is.

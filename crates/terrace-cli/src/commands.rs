@@ -2,6 +2,7 @@
 
 mod demo;
 mod get;
+mod health;
 mod inspect;
 mod set;
 mod stats;
@@ -20,6 +21,7 @@ pub(crate) fn run(command: &Command, output: &mut Output) -> Result<(), Failure>
         Command::Set(args) => small_runtime()?.block_on(set::run(args, output)),
         Command::Inspect(args) => small_runtime()?.block_on(inspect::run(args, output)),
         Command::Stats(args) => small_runtime()?.block_on(stats::run(args, output)),
+        Command::Health(args) => small_runtime()?.block_on(health::run(args, output)),
     }
 }
 

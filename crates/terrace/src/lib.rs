@@ -99,6 +99,11 @@ pub use write::{Insert, Settled};
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
+/// The examples of docs/redis.md.
+#[cfg(all(doctest, feature = "disk", feature = "redis"))]
+#[doc = include_str!("../../../docs/redis.md")]
+struct RedisPage;
+
 /// The examples of docs/loading.md.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/loading.md")]

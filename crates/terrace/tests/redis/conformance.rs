@@ -52,3 +52,15 @@ async fn a_primary_of_sentinels_is_a_store() {
     let redis = primary_of(&sentinel);
     conformance::store(|| async { store(redis.clone()) as Arc<dyn Store> }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn valkey_is_a_store() {
+    let server = RedisServer::builder().valkey().start().await.unwrap();
+    conformance::store(|| async { store(Redis::url(server.url())) as Arc<dyn Store> }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn valkey_is_an_authority() {
+    let server = RedisServer::builder().valkey().start().await.unwrap();
+    conformance::authority(|| async { store(Redis::url(server.url())) as Arc<dyn Authority> }).await;
+}
