@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::authority::{Authority, LocalAuthority};
 use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
-use crate::clock::{Clock, SteadyWall, SystemClock};
+use crate::clock::{AnyClock, Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
 use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
@@ -160,7 +160,8 @@ impl Builder {
             Some(runtime) => runtime,
             None => Arc::new(Tokio::current().ok_or(BuildError::NoRuntime)?),
         };
-        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
+        let clock =
+            self.clock.map_or_else(|| AnyClock::System(SystemClock::new()), AnyClock::Other);
         check_names(&self.tiers)?;
         let mut tiers = self
             .tiers

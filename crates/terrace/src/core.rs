@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::authority::{Answer, Appended, Authority};
 use crate::bulkhead::Bulkhead;
-use crate::clock::{Clock, SteadyWall, WallTime};
+use crate::clock::{AnyClock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
@@ -43,7 +43,7 @@ pub(crate) struct Core {
     /// How many loads run at once.
     pub(crate) loads: Bulkhead,
     pub(crate) spaces: Spaces,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock: AnyClock,
     pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
@@ -79,7 +79,7 @@ impl Core {
 
     /// The time of day by which entries live. Leases go by the one that others see.
     pub(crate) fn wall(&self) -> WallTime {
-        self.steady_wall.now(&*self.clock)
+        self.steady_wall.now(&self.clock)
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Error> {
@@ -115,7 +115,8 @@ impl Core {
         Ok(within(&*self.runtime, limit, "ask the ledger", followed).await?)
     }
 
-    /// Whether an entry in memory still stands.
+    /// Whether an entry in memory still stands: on the usual day two loads and two comparisons,
+    /// because lines about keys take the entry out of memory themselves.
     #[inline]
     pub(crate) fn standing_in_memory(
         &self,
@@ -123,7 +124,16 @@ impl Core {
         key: KeyRef<'_>,
         meta: &Meta,
     ) -> Standing {
-        if is_never_hashed(key.bytes) || !meta.is_hashed {
+        let is_by_name = is_never_hashed(key.bytes) || !meta.is_hashed;
+        if is_by_name && self.mirror.is_undisturbed(meta.stamp) {
+            return Standing::Good;
+        }
+        self.standing_by_names(space, key, meta)
+    }
+
+    #[cold]
+    fn standing_by_names(&self, space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> Standing {
+        if !meta.is_hashed {
             return self.mirror.standing(meta.stamp, &space.name, &meta.tags, || {
                 key_name(&space.name, key.bytes)
             });

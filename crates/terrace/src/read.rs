@@ -35,21 +35,33 @@ pub(crate) enum Known<V> {
     Absent,
 }
 
-/// What memory has under `key` that is not dead.
+/// What memory has under `key`, if it is fresh and does not age.
 #[inline]
+pub(crate) fn fresh_in_memory<V: Send + Sync + 'static>(
+    space: &SpaceCore,
+    key: KeyRef<'_>,
+) -> Option<Arc<Entry<V>>> {
+    let now = space.core.clock.tick();
+    let is_fresh =
+        |entry: &Arc<Entry<V>>| judge_in_memory(space, key, &entry.meta, now) == Freshness::Fresh;
+    let memory = space.core.memory.as_ref()?;
+    memory.get_with(&key, now, |entry| typed(entry).filter(is_fresh)).flatten()
+}
+
+/// What memory has under `key` that is not dead.
 pub(crate) fn from_memory<V: Send + Sync + 'static>(
     space: &SpaceCore,
     key: KeyRef<'_>,
     now: Tick,
 ) -> Option<Known<V>> {
     let known = space.core.memory.as_ref()?.get_with(&key, now, |entry| {
-        let freshness = judge_in_memory(space, key, entry, now);
-        if freshness == Freshness::Dead {
-            return None;
-        }
-        match typed(entry) {
-            Some(entry) => Some(Known::Entry(Found { entry, freshness })),
-            None => (is_absent(entry) && freshness.is_fresh()).then_some(Known::Absent),
+        let Some(entry) = typed(entry) else {
+            let is_known = || judge_in_memory(space, key, entry.meta(), now).is_fresh();
+            return (is_absent(entry) && is_known()).then_some(Known::Absent);
+        };
+        match judge_in_memory(space, key, &entry.meta, now) {
+            Freshness::Dead => None,
+            freshness => Some(Known::Entry(Found { entry, freshness })),
         }
     });
     known.flatten()
@@ -105,9 +117,9 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
     let now = space.core.clock.tick();
     let answer = space.core.memory.as_ref().and_then(|memory| {
         memory.get_with(&key, now, |entry| {
-            let is_fresh = judge_in_memory(space, key, entry, now).is_fresh();
-            let entry = typed_ref::<V>(entry).filter(|_| is_fresh)?;
-            Some(read(&entry.value))
+            let entry = typed_ref::<V>(entry)?;
+            let is_fresh = judge_in_memory(space, key, &entry.meta, now).is_fresh();
+            is_fresh.then(|| read(&entry.value))
         })
     });
     let answer = answer.flatten();
@@ -117,8 +129,8 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
     answer
 }
 
-fn judge_in_memory(space: &SpaceCore, key: KeyRef<'_>, entry: &AnyEntry, now: Tick) -> Freshness {
-    let meta = entry.meta();
+#[inline]
+fn judge_in_memory(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta, now: Tick) -> Freshness {
     judge(meta.times.life(), space.core.standing_in_memory(space, key, meta), now)
 }
 
@@ -282,7 +294,7 @@ pub(crate) fn is_fresh_in_memory(
     entry: &AnyEntry,
     now: Tick,
 ) -> bool {
-    judge_in_memory(space, key, entry, now).is_fresh() && !is_absent(entry)
+    judge_in_memory(space, key, entry.meta(), now).is_fresh() && !is_absent(entry)
 }
 
 /// What may be done with an entry that was found before, wherever that was.
