@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -105,7 +105,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Future for Get<'_, K, V> {
             }
         }
         let space = Arc::clone(this.space);
-        let wanted = space.wanted(key.bytes);
+        let wanted = Wanted::new(key.bytes);
         let has_looked = options.is_none() && !space.confirms;
         let getting = get(space, this.codec, wanted, options.unwrap_or_default(), has_looked);
         this.below.insert(Box::pin(getting)).as_mut().poll(context)
@@ -461,7 +461,7 @@ where
         let request = self.request();
         let task = Box::pin(async move {
             // A panic drops the takeoff, which lands the flight as abandoned.
-            let _ = catch_panic(fly(takeoff, request, order)).await;
+            let _ = catch_panic(pin!(fly(takeoff, request, order))).await;
         });
         Some(Started { flight, task: Task(Some(task)) })
     }
@@ -539,7 +539,8 @@ pub(crate) fn board(space: &Arc<SpaceCore>, key: KeyRef<'_>, must_be_new: bool) 
         must_be_new
             || departure.ticket != core.ticket() && {
                 let (name, tags) = (space.name_of(key.bytes), &departure.tags);
-                !core.permits(departure.ticket, &Names { key: &name, space: &space.name, tags })
+                let names = Names { key: &name, space: &space.name, tags };
+                !core.permits(departure.ticket, || names)
             }
     })
 }
@@ -771,8 +772,7 @@ pub(crate) fn is_held_back(
 ) -> bool {
     let is_acceptable = space.policy.allows_stale()
         && reading.is_none_or(|reading| read::is_stale_enough(space, meta, reading));
-    let waits =
-        is_acceptable && read::waits_for_retry(space, key, &space.name_of(key.bytes)).is_some();
+    let waits = is_acceptable && read::waits_for_retry(space, key).is_some();
     if waits {
         bump(&space.counters.held_back);
         bump(&space.counters.stale);

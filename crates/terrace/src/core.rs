@@ -77,6 +77,11 @@ impl Core {
         within(&*self.runtime, self.authority_deadline, "ask the ledger", answer).await
     }
 
+    /// Whether other processes share the ledger, or may.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.authority.scope() > Scope::Process
+    }
+
     /// The time of day by which entries live. Leases go by the one that others see.
     pub(crate) fn wall(&self) -> WallTime {
         self.steady_wall.now(&self.clock)
@@ -325,7 +330,7 @@ impl Core {
     }
 
     /// Whether a load with this ticket may store what it found.
-    pub(crate) fn permits(&self, ticket: Ticket, names: &Names<'_>) -> bool {
+    pub(crate) fn permits<'a>(&self, ticket: Ticket, names: impl FnOnce() -> Names<'a>) -> bool {
         ticket.epoch == self.pending.epoch() && self.mirror.permits(ticket.stamp, names)
     }
 
@@ -402,7 +407,7 @@ impl Core {
     pub(crate) fn start_housekeeping(self: &Arc<Self>) {
         // From here on the time of day does not go back.
         self.wall();
-        if self.authority.scope() > Scope::Process {
+        if self.is_shared() {
             self.repeat(FOLLOWING, |core| {
                 Box::pin(async move {
                     let _ = core.follow().await;

@@ -10,12 +10,14 @@
 //! they need not wait for it.
 
 use std::any::Any;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -24,7 +26,6 @@ use crate::core::Ticket;
 use crate::entry::{AnyEntry, Source};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::key::{KeyRef, MemoryKey};
-use crate::load::Flown;
 use crate::store::StoreError;
 use crate::waits;
 
@@ -153,6 +154,24 @@ impl Flight {
     }
 }
 
+/// The flights of one task. Cloning it is cheap.
+#[derive(Clone)]
+pub(crate) enum Flown {
+    One(Arc<Flight>),
+    Many(Arc<[Arc<Flight>]>),
+}
+
+impl Deref for Flown {
+    type Target = [Arc<Flight>];
+
+    fn deref(&self) -> &[Arc<Flight>] {
+        match self {
+            Self::One(flight) => std::slice::from_ref(flight),
+            Self::Many(flights) => flights,
+        }
+    }
+}
+
 /// The flights that are under way.
 pub(crate) struct Flights {
     shards: Box<[Mutex<HashTable<Slot>>]>,
@@ -182,7 +201,7 @@ impl Flights {
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             airborne: AtomicUsize::new(0),
             idle: Notify::new(),
         }
@@ -401,7 +420,7 @@ mod tests {
         let second = lead(&flights, true);
         second.depart(departure());
         let mut third = lead(&flights, true);
-        let own = Arc::from([third.flight()]);
+        let own = Flown::One(third.flight());
         let mut turn = Box::pin(third.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none(), "two flights are under way");
         first.land(Err(Crash::Panicked));
@@ -409,7 +428,7 @@ mod tests {
         third.depart(departure());
         // The second is still under way and superseded: a fourth has to wait for it.
         let mut fourth = lead(&flights, true);
-        let own = Arc::from([fourth.flight()]);
+        let own = Flown::One(fourth.flight());
         let mut turn = Box::pin(fourth.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none());
         drop(second);

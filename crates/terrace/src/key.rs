@@ -162,8 +162,11 @@ tuple_keys!(A.0, B.1, C.2, D.3);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryKey {
     pub(crate) space: u32,
-    pub(crate) bytes: SmallVec<[u8; 16]>,
+    pub(crate) bytes: KeyBytes,
 }
+
+/// A key's own bytes.
+pub(crate) type KeyBytes = SmallVec<[u8; 16]>;
 
 impl MemoryKey {
     /// Bytes that it takes beside itself.

@@ -144,9 +144,13 @@ impl Mirror {
         marks.standing(stamp, names)
     }
 
-    /// Whether a load with this ticket may store what it found.
-    pub(crate) fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
-        self.marks.read().permits(ticket, names)
+    /// Whether a load with this ticket may store what it found. Its names are asked for only if
+    /// anything was named since.
+    pub(crate) fn permits<'a>(&self, ticket: Stamp, names: impl FnOnce() -> Names<'a>) -> bool {
+        self.ticket() == ticket || {
+            let names = names();
+            self.marks.read().permits(ticket, &names)
+        }
     }
 
     /// Whether a line may have been missed that names the key of an entry of this

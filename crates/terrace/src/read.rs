@@ -1,6 +1,6 @@
 //! A **read**: memory, then each tier below it in order, and the copies upwards.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Tick;
@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::flight::Crash;
 use crate::frame::Frame;
 use crate::freshness::{Freshness, Life, Written, judge};
-use crate::key::{Key, KeyBuffer, KeyRef, StoredKey};
+use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef, StoredKey, is_hashed};
 use crate::ledger::{Names, Stamp};
 use crate::options::Reading;
 use crate::protocol::Standing;
@@ -94,11 +94,12 @@ pub(crate) fn is_stale_enough(space: &SpaceCore, meta: &Meta, reading: &Reading)
 }
 
 /// The failure for which a load of a key has to wait; what was invalidated since need not.
-pub(crate) fn waits_for_retry(space: &SpaceCore, key: KeyRef<'_>, name: &str) -> Option<Failed> {
+pub(crate) fn waits_for_retry(space: &SpaceCore, key: KeyRef<'_>) -> Option<Failed> {
     let core = &space.core;
     let failure = core.retries.waiting(key, core.clock.tick())?;
-    let names = Names { key: name, space: &space.name, tags: &failure.tags };
-    if core.permits(failure.ticket, &names) {
+    let name = space.name_of(key.bytes);
+    let names = Names { key: &name, space: &space.name, tags: &failure.tags };
+    if core.permits(failure.ticket, || names) {
         return Some(failure);
     }
     core.retries.forget(key);
@@ -134,13 +135,35 @@ fn judge_in_memory(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta, now: Tick) -
     judge(meta.times.life(), space.core.standing_in_memory(space, key, meta), now)
 }
 
-/// A key as everything below memory knows it.
+/// A key as everything below memory knows it. Its texts are made when they are asked for: a
+/// cache of memory alone seldom needs them.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    pub(crate) bytes: Box<[u8]>,
-    pub(crate) name: Arc<str>,
-    pub(crate) stored: StoredKey,
+    pub(crate) bytes: KeyBytes,
+    name: OnceLock<Arc<str>>,
+    stored: OnceLock<StoredKey>,
     pub(crate) is_hashed: bool,
+}
+
+impl Wanted {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        Self {
+            bytes: KeyBytes::from_slice(bytes),
+            name: OnceLock::new(),
+            stored: OnceLock::new(),
+            is_hashed: is_hashed(bytes),
+        }
+    }
+
+    /// As the ledger names it in `space`, which is always the same.
+    pub(crate) fn name(&self, space: &SpaceCore) -> &Arc<str> {
+        self.name.get_or_init(|| space.name_of(&self.bytes))
+    }
+
+    /// As stores know it in `space`, which is always the same.
+    pub(crate) fn stored(&self, space: &SpaceCore) -> &StoredKey {
+        self.stored.get_or_init(|| space.stored_key(&self.bytes))
+    }
 }
 
 /// The same for one key.
@@ -216,7 +239,7 @@ async fn from_tier<V: Send + Sync + 'static>(
 ) -> Result<Vec<Option<Found<V>>>, StoreError> {
     let Some(counters) = space.counters.tiers.get(depth + 1) else { return Ok(Vec::new()) };
     let core = &space.core;
-    let keys: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
+    let keys: Vec<_> = wanted.iter().map(|wanted| wanted.stored(space).clone()).collect();
     let bytes: Vec<_> = wanted.iter().map(|wanted| &*wanted.bytes).collect();
     let started = core.clock.elapsed();
     let frames = match tier.read(&*core.runtime, counters, &keys, &bytes, Some(left)).await {
@@ -324,7 +347,7 @@ pub(crate) fn is_fresh_frame(
 
 fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Frame) -> Freshness {
     let core = &space.core;
-    let names = Names { key: &wanted.name, space: &space.name, tags: &frame.header.tags };
+    let names = Names { key: wanted.name(space), space: &space.name, tags: &frame.header.tags };
     if core.pending.speaks_of(&names) {
         return Freshness::Dead;
     }
@@ -393,7 +416,7 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
             memory.peek_with(&key, now, |view| is_fresh_in_memory(space, key, view.value, now))
         });
         found.push(in_memory == Some(true));
-        wanted.push(space.wanted(key.bytes));
+        wanted.push(Wanted::new(key.bytes));
     }
     if space.mode() == Mode::Off {
         return Ok(vec![false; wanted.len()]);
@@ -403,7 +426,7 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         if missing.is_empty() {
             break;
         }
-        let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored.clone()).collect();
+        let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored(space).clone()).collect();
         let bytes: Vec<_> = missing.iter().map(|(_, wanted)| &*wanted.bytes).collect();
         let frames = tier.read(&*core.runtime, counters, &keys, &bytes, None).await;
         for ((found, wanted), frame) in missing.into_iter().zip(frames.unwrap_or_default()) {
