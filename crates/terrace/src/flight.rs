@@ -15,11 +15,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::core::Ticket;
@@ -100,7 +102,7 @@ pub(crate) struct Flight {
     /// Something stale for whoever does not want to wait.
     offer: OnceLock<Landed>,
     outcome: OnceLock<Outcome>,
-    landed: Notify,
+    places: Mutex<Places>,
     /// Somebody waits for it who holds what it may be waiting for.
     is_urgent: AtomicBool,
     urged: Notify,
@@ -110,22 +112,26 @@ pub(crate) struct Flight {
 
 impl Flight {
     /// Waits until the flight has landed. May be dropped at any time.
-    pub(crate) async fn wait(&self) -> Outcome {
+    pub(crate) async fn wait(self: &Arc<Self>) -> Outcome {
         self.wait_or_take(|_| false).await
     }
 
     /// The same, or until it offers something that the caller takes.
-    pub(crate) async fn wait_or_take(&self, takes: impl Fn(&Landed) -> bool) -> Outcome {
-        loop {
-            let landed = self.landed.notified();
-            if let Some(outcome) = self.outcome.get() {
-                return outcome.clone();
-            }
-            if let Some(offer) = self.offer.get().filter(|offer| takes(offer)) {
-                return Ok(offer.clone());
-            }
-            landed.await;
-        }
+    pub(crate) async fn wait_or_take(self: &Arc<Self>, takes: impl Fn(&Landed) -> bool) -> Outcome {
+        let mut passenger = Passenger::of(Arc::clone(self));
+        std::future::poll_fn(|context| passenger.poll(context, &takes)).await
+    }
+
+    /// What there is for whoever waits.
+    fn answer(&self, takes: impl Fn(&Landed) -> bool) -> Option<Outcome> {
+        let landed = || self.outcome.get().cloned();
+        landed().or_else(|| self.offer.get().filter(|offer| takes(offer)).cloned().map(Ok))
+    }
+
+    /// Has all who wait look again.
+    fn call(&self) {
+        let wakers = self.places.lock().take_wakers(self.is_over());
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     /// Who holds a permit waits for this flight: it must not wait for one.
@@ -151,6 +157,86 @@ impl Flight {
 
     fn is_over(&self) -> bool {
         self.outcome.get().is_some()
+    }
+}
+
+/// Somebody who waits for a flight. May be dropped at any time.
+pub(crate) struct Passenger {
+    flight: Arc<Flight>,
+    place: Option<usize>,
+}
+
+impl Passenger {
+    pub(crate) fn of(flight: Arc<Flight>) -> Self {
+        Self { flight, place: None }
+    }
+
+    /// The outcome of the flight, or an offer that the caller takes.
+    pub(crate) fn poll(
+        &mut self,
+        context: &Context<'_>,
+        takes: impl Fn(&Landed) -> bool,
+    ) -> Poll<Outcome> {
+        if let Some(answer) = self.flight.answer(&takes) {
+            return Poll::Ready(answer);
+        }
+        let mut places = self.flight.places.lock();
+        self.place = Some(places.wait_at(self.place, context.waker()));
+        drop(places);
+        // What came between is called out either after the place was taken, or before this.
+        self.flight.answer(takes).map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Drop for Passenger {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.flight.places.lock().leave(place);
+        }
+    }
+}
+
+/// Where those who wait for a flight have left word how to wake them.
+#[derive(Default)]
+struct Places {
+    wakers: Wakers,
+    /// Places that somebody has left.
+    free: Vec<usize>,
+}
+
+/// For most flights nobody waits but who began it.
+type Wakers = SmallVec<[Option<Waker>; 1]>;
+
+impl Places {
+    /// Leaves word at the `place` that the caller has, or at a new one.
+    fn wait_at(&mut self, place: Option<usize>, waker: &Waker) -> usize {
+        let place = place.or_else(|| self.free.pop()).unwrap_or_else(|| {
+            self.wakers.push(None);
+            self.wakers.len() - 1
+        });
+        if let Some(word) = self.wakers.get_mut(place) {
+            match word {
+                Some(word) => word.clone_from(waker),
+                None => *word = Some(waker.clone()),
+            }
+        }
+        place
+    }
+
+    fn leave(&mut self, place: usize) {
+        if let Some(word) = self.wakers.get_mut(place) {
+            *word = None;
+            self.free.push(place);
+        }
+    }
+
+    /// Those who wait keep their places, unless they will not come back.
+    fn take_wakers(&mut self, is_over: bool) -> Wakers {
+        if is_over {
+            std::mem::take(&mut self.wakers)
+        } else {
+            self.wakers.iter_mut().map(Option::take).collect()
+        }
     }
 }
 
@@ -325,7 +411,7 @@ impl Takeoff {
         let is_offered = holds() && self.flight.offer.set(stale).is_ok();
         drop(shard);
         if is_offered {
-            self.flight.landed.notify_waiters();
+            self.flight.call();
         }
     }
 
@@ -360,7 +446,7 @@ impl Takeoff {
             }
         }
         drop(shard);
-        self.flight.landed.notify_waiters();
+        self.flight.call();
         true
     }
 }
@@ -447,9 +533,9 @@ mod tests {
 
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::future::poll_fn(|context| {
-            std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
-                std::task::Poll::Ready(output) => Some(output),
-                std::task::Poll::Pending => None,
+            Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+                Poll::Ready(output) => Some(output),
+                Poll::Pending => None,
             })
         })
         .await

@@ -11,7 +11,7 @@ use crate::codec::ValueCodec;
 use crate::entry::{Cached, Source};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::flight::{Crash, Flight, Flown, Joined, Landed, Takeoff};
-use crate::key::{Key, KeyBuffer, KeyRef};
+use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef};
 use crate::lease::{Lease, while_held};
 use crate::load::{Job, Loading, Request, catch_panic, may_be_there_now, run};
 use crate::loaded::Loaded;
@@ -105,7 +105,7 @@ enum Pending<V> {
 struct Flying {
     flight: Arc<Flight>,
     wait: Option<waits::Wait>,
-    name: Arc<str>,
+    key: KeyBytes,
 }
 
 /// See [`Space::get_many_or_load`](crate::Space::get_many_or_load).
@@ -153,8 +153,8 @@ where
             Pending::Known(answer) => answer.map_err(LoadError::from),
             Pending::Refused(error) => Err(LoadError::Cache(error)),
             Pending::Circle => Err(LoadError::Circle),
-            Pending::Flying(Flying { flight, wait: _wait, name }) => {
-                let takes = |offer: &Landed| call::takes(space, &name, offer, None);
+            Pending::Flying(Flying { flight, wait: _wait, key }) => {
+                let takes = |offer: &Landed| call::takes(space, &key, offer, None);
                 match flight.wait_or_take(takes).await {
                     // What it is about may have been invalidated before this call.
                     Ok(landed)
@@ -211,9 +211,9 @@ fn ask<V: Send + Sync + 'static>(
                     flight
                 }
             };
-            let name = space.name_of(key.bytes);
+            let key = KeyBytes::from_slice(key.bytes);
             match waits::begin(&flight) {
-                Ok(wait) => Pending::Flying(Flying { flight, wait, name }),
+                Ok(wait) => Pending::Flying(Flying { flight, wait, key }),
                 Err(waits::Circle) => Pending::Circle,
             }
         }
