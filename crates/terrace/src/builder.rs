@@ -77,7 +77,7 @@ impl Memory {
             .eviction(self.eviction)
             .weigher(|key: &MemoryKey, entry: &AnyEntry| {
                 let pointers = size_of::<MemoryKey>() + size_of::<AnyEntry>() + ARC_COUNTS;
-                ((pointers + key.spilled()) as u64).saturating_add(entry.meta().bytes)
+                ((pointers + key.spilled()) as u64).saturating_add(entry.meta().bytes())
             })
             .build()
     }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::codec::ValueCodec;
-use crate::entry::{Cached, Entry, Meta, Source, Times, typed};
+use crate::entry::{Cached, Details, Entry, Meta, Source, typed};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::flight::{Crash, Flight, Joined, Landed, Outcome, Passenger, Takeoff};
 use crate::freshness::{Freshness, Life, Written};
@@ -660,16 +660,7 @@ fn stands_in(space: &SpaceCore, landed: &Landed, reading: Option<&Reading>) -> b
 fn default<V>(space: &SpaceCore, value: V) -> Cached<V> {
     let now = Written { created: space.core.wall(), expires: None, stale_until: None };
     let life = Life::begin(space.core.clock.tick(), Some(Duration::ZERO), Duration::ZERO);
-    let meta = Meta {
-        times: Times::new(life, now),
-        stamp: Stamp::default(),
-        tags: Arc::default(),
-        version: None,
-        last_modified: None,
-        is_hashed: false,
-        bytes: 0,
-        load_time: Duration::ZERO,
-    };
+    let meta = Meta::new(Stamp::default(), life, now, Details::default(), 0);
     let entry = Arc::new(Entry { value, meta });
     Cached { entry, source: Source::Default, is_stale: true }
 }
@@ -761,7 +752,7 @@ pub(crate) fn claims_refresh(space: &SpaceCore, meta: &Meta) -> bool {
     let now = core.clock.tick();
     let until = now.saturating_add(space.policy.load_deadline);
     let time_left = left(now, life.fresh_until);
-    space.policy.wants_refresh(time_left, meta.load_time, core.runtime.random())
+    space.policy.wants_refresh(time_left, meta.load_time(), core.runtime.random())
         && meta.times.put_off_aging(life.aging_from, until)
 }
 

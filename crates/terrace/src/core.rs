@@ -129,7 +129,7 @@ impl Core {
         key: KeyRef<'_>,
         meta: &Meta,
     ) -> Standing {
-        let is_by_name = is_never_hashed(key.bytes) || !meta.is_hashed;
+        let is_by_name = is_never_hashed(key.bytes) || !meta.details().is_hashed;
         if is_by_name && self.mirror.is_undisturbed(meta.stamp) {
             return Standing::Good;
         }
@@ -138,13 +138,13 @@ impl Core {
 
     #[cold]
     fn standing_by_names(&self, space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> Standing {
-        if !meta.is_hashed {
-            return self.mirror.standing(meta.stamp, &space.name, &meta.tags, || {
+        if !meta.details().is_hashed {
+            return self.mirror.standing(meta.stamp, &space.name, &meta.details().tags, || {
                 key_name(&space.name, key.bytes)
             });
         }
         let name = key_name(&space.name, key.bytes);
-        let names = Names { key: &name, space: &space.name, tags: &meta.tags };
+        let names = Names { key: &name, space: &space.name, tags: &meta.details().tags };
         self.mirror.standing_of_hashed(meta.stamp, &names)
     }
 

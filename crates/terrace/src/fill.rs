@@ -33,7 +33,7 @@ pub(crate) struct Fill<'a, V> {
 
 impl<V> Fill<'_, V> {
     fn is_permitted(&self, space: &SpaceCore) -> bool {
-        let tags = &self.fresh.entry.meta.tags;
+        let tags = &self.fresh.entry.meta.details().tags;
         let names = || Names { key: self.wanted.name(space), space: &space.name, tags };
         space.core.permits(self.ticket, names)
     }

@@ -289,7 +289,7 @@ impl<V: Send + Sync + 'static> Job<V> {
         let written = meta.times.written();
         let given = written.expires.map(|end| end.saturating_since(written.created));
         let time_left = left(space.core.clock.tick(), meta.times.life().fresh_until);
-        time_left > space.policy.aging(given, meta.load_time)
+        time_left > space.policy.aging(given, meta.load_time())
     }
 
     async fn find_below(&self) -> Result<Option<(Found<V>, Source)>, Crash> {
@@ -326,7 +326,8 @@ impl<V: Send + Sync + 'static> Job<V> {
             return false;
         }
         let limit = space.policy.load_deadline;
-        let verdict = probe::ask(&*core.runtime, limit, probe, meta.version.as_ref()).await;
+        let verdict =
+            probe::ask(&*core.runtime, limit, probe, meta.details().version.as_ref()).await;
         if verdict == Verdict::Changed || verdict == Verdict::Unknown && space.policy.is_strict {
             return false;
         }
@@ -566,7 +567,7 @@ impl<V: Send + Sync + 'static> Job<V> {
 
     fn land_loaded(&self, takeoff: &Takeoff, fresh: &Fresh<V>) {
         let space = &self.request.space;
-        let tags = &fresh.entry.meta.tags;
+        let tags = &fresh.entry.meta.details().tags;
         let names = || Names { key: self.wanted.name(space), space: &space.name, tags };
         let landed = self.landed(&fresh.entry, Source::Loader, None);
         if !takeoff.land_if(Ok(landed.clone()), || space.core.permits(self.ticket, names)) {
@@ -638,9 +639,10 @@ impl<V: Send + Sync + 'static> Job<V> {
         let can_serve = self.stale.as_ref().is_some_and(|(entry, _)| self.may_serve(entry));
         let of_call = &self.request.options.tags;
         let (tags, end) = match &self.stale {
-            Some((entry, _)) if can_serve => {
-                (write::joined_tags(of_call, &entry.meta.tags), entry.meta.times.life().stale_until)
-            }
+            Some((entry, _)) if can_serve => (
+                write::joined_tags(of_call, &entry.meta.details().tags),
+                entry.meta.times.life().stale_until,
+            ),
             _ => (Ok(Arc::clone(of_call)), now),
         };
         let failure = Failed {

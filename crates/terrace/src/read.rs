@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
-use crate::entry::{Absent, AnyEntry, Entry, Meta, Source, Times, typed, typed_ref};
+use crate::entry::{Absent, AnyEntry, Details, Entry, Meta, Source, typed, typed_ref};
 use crate::error::Error;
 use crate::flight::Crash;
 use crate::frame::Frame;
@@ -291,16 +291,14 @@ fn open<V>(
         let given = written.expires.map(|end| end.saturating_since(written.created));
         let life = Life::remaining(&written, core.wall(), core.clock.tick());
         let life = life.aging(space.policy.aging(given, Duration::ZERO));
-        let meta = Meta {
-            times: Times::new(life, written),
-            stamp: frame.header.stamp,
+        let details = Details {
             tags: frame.header.tags,
             version: frame.header.version,
             last_modified: frame.header.last_modified,
             is_hashed: wanted.is_hashed,
-            bytes: space.weight_of::<V>(frame.size),
-            load_time: Duration::ZERO,
         };
+        let bytes = space.weight_of::<V>(frame.size);
+        let meta = Meta::new(frame.header.stamp, life, written, details, bytes);
         let is_aging = freshness.is_fresh() && core.clock.tick() >= life.aging_from;
         let freshness = if is_aging { Freshness::Aging } else { freshness };
         Found { entry: Arc::new(Entry { value, meta }), freshness }
@@ -322,7 +320,7 @@ pub(crate) fn is_fresh_in_memory(
 
 /// What may be done with an entry that was found before, wherever that was.
 pub(crate) fn freshness_below(space: &SpaceCore, name: &str, meta: &Meta) -> Freshness {
-    if !stands(space, name, meta.stamp, &meta.tags) {
+    if !stands(space, name, meta.stamp, &meta.details().tags) {
         return Freshness::Dead;
     }
     judge(meta.times.life(), Standing::Good, space.core.clock.tick())
@@ -390,7 +388,8 @@ async fn copy_up<V: Send + Sync + 'static>(
         // What came from a narrower tier may be unknown to those who share a wider one.
         if upper.scope <= tier.scope && !reading.unwritten.has(index + 1) {
             write::to_tier(space, codec, wanted, entry, None, index).await;
-            write::undo_if_dead(space, wanted, entry.meta.stamp, &entry.meta.tags, index).await;
+            write::undo_if_dead(space, wanted, entry.meta.stamp, &entry.meta.details().tags, index)
+                .await;
         }
     }
 }

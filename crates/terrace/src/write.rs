@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::clock::WallTime;
 use crate::codec::{Codec, ValueCodec};
 use crate::core::{Core, Ticket};
-use crate::entry::{AnyEntry, Entry, Meta, Times};
+use crate::entry::{AnyEntry, Details, Entry, Meta};
 use crate::error::Error;
 use crate::frame::{self, Header};
 use crate::freshness::{Life, Written};
@@ -309,7 +309,7 @@ async fn store<V: Send + Sync + 'static>(
         for (wanted, fresh) in &entries {
             let (before, meta) = (left.len(), &fresh.entry.meta);
             let is_left = failed.contains(wanted.name(space))
-                || !read::stands(space, wanted.name(space), meta.stamp, &meta.tags);
+                || !read::stands(space, wanted.name(space), meta.stamp, &meta.details().tags);
             left.extend(is_left.then(|| wanted.stored(space).clone()));
             left.extend(of_other_types(space, wanted));
             names.extend((left.len() > before).then(|| Name::Key(Arc::clone(wanted.name(space)))));
@@ -422,7 +422,7 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
     let Some(memory) = &core.memory else { return false };
     let meta = &entry.meta;
     let name = LazyCell::new(|| space.name_of(key.bytes));
-    let names = || Names { key: &name, space: &space.name, tags: &meta.tags };
+    let names = || Names { key: &name, space: &space.name, tags: &meta.details().tags };
     // Stamp and space are those of the entry itself.
     let attributes = Attributes {
         expires: meta.times.life().stale_until,
@@ -534,16 +534,14 @@ fn encode_first<V>(
 pub(crate) fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
     let (life, written) = new_life(space, options);
     let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
-    let meta = Meta {
-        times: Times::new(life, written),
-        stamp: options.stamp,
+    let details = Details {
         tags: Arc::clone(&options.tags),
         version: options.version.clone(),
         last_modified: options.last_modified,
         is_hashed: options.is_hashed,
-        bytes: space.weight_of::<V>(size),
-        load_time: options.load_time,
     };
+    let meta = Meta::new(options.stamp, life, written, details, space.weight_of::<V>(size))
+        .loaded_in(options.load_time);
     meta.times.set_checked(space.core.clock.tick());
     Fresh { entry: Arc::new(Entry { value: encoded.value, meta }), encoded: encoded.bytes }
 }
@@ -586,9 +584,9 @@ pub(crate) fn put<V>(
         expires: written.expires,
         stale_until: written.stale_until,
         stamp: meta.stamp,
-        last_modified: meta.last_modified,
-        version: meta.version.clone(),
-        tags: Arc::clone(&meta.tags),
+        last_modified: meta.details().last_modified,
+        version: meta.details().version.clone(),
+        tags: Arc::clone(&meta.details().tags),
         dependencies: Arc::default(),
         key: wanted.bytes.to_vec().into(),
     };
@@ -597,7 +595,7 @@ pub(crate) fn put<V>(
         counters.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
         counters.packed_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
     }
-    let tags = Arc::clone(&meta.tags);
+    let tags = Arc::clone(&meta.details().tags);
     let (expires, stamp) = (written.end(), meta.stamp);
     Some(Put { key: wanted.stored(space).clone(), frame, expires, stamp, tags })
 }
