@@ -180,9 +180,8 @@ impl Passenger {
         if let Some(answer) = self.flight.answer(&takes) {
             return Poll::Ready(answer);
         }
-        let mut places = self.flight.places.lock();
-        self.place = Some(places.wait_at(self.place, context.waker()));
-        drop(places);
+        let (place, _before) = self.flight.places.lock().wait_at(self.place, context.waker());
+        self.place = Some(place);
         // What came between is called out either after the place was taken, or before this.
         self.flight.answer(takes).map_or(Poll::Pending, Poll::Ready)
     }
@@ -191,12 +190,13 @@ impl Passenger {
 impl Drop for Passenger {
     fn drop(&mut self) {
         if let Some(place) = self.place {
-            self.flight.places.lock().leave(place);
+            let _waker = self.flight.places.lock().leave(place);
         }
     }
 }
 
-/// Where those who wait for a flight have left word how to wake them.
+/// Where those who wait for a flight have left word how to wake them. Wakers are dropped when the
+/// lock is not held: a task may end with its last one, and others that wait here with it.
 #[derive(Default)]
 struct Places {
     wakers: Wakers,
@@ -208,26 +208,20 @@ struct Places {
 type Wakers = SmallVec<[Option<Waker>; 1]>;
 
 impl Places {
-    /// Leaves word at the `place` that the caller has, or at a new one.
-    fn wait_at(&mut self, place: Option<usize>, waker: &Waker) -> usize {
+    /// Leaves word at the `place` that the caller has, or at a new one. Returns what was there.
+    fn wait_at(&mut self, place: Option<usize>, waker: &Waker) -> (usize, Option<Waker>) {
         let place = place.or_else(|| self.free.pop()).unwrap_or_else(|| {
             self.wakers.push(None);
             self.wakers.len() - 1
         });
-        if let Some(word) = self.wakers.get_mut(place) {
-            match word {
-                Some(word) => word.clone_from(waker),
-                None => *word = Some(waker.clone()),
-            }
-        }
-        place
+        let before = self.wakers.get_mut(place).and_then(|word| word.replace(waker.clone()));
+        (place, before)
     }
 
-    fn leave(&mut self, place: usize) {
-        if let Some(word) = self.wakers.get_mut(place) {
-            *word = None;
-            self.free.push(place);
-        }
+    fn leave(&mut self, place: usize) -> Option<Waker> {
+        let word = self.wakers.get_mut(place)?;
+        self.free.push(place);
+        word.take()
     }
 
     /// Those who wait keep their places, unless they will not come back.
