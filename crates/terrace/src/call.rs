@@ -564,13 +564,12 @@ where
 /// The flight of the key, or the duty to start one.
 pub(crate) fn board(space: &Arc<SpaceCore>, key: KeyRef<'_>, must_be_new: bool) -> Joined {
     let core = &space.core;
-    core.flights.join(key, |departure| {
-        must_be_new
-            || departure.ticket != core.ticket() && {
-                let (name, tags) = (space.name_of(key.bytes), &departure.tags);
-                let names = Names { key: &name, space: &space.name, tags };
-                !core.permits(departure.ticket, || names)
-            }
+    core.flights.join(key, must_be_new, |departure| {
+        departure.ticket != core.ticket() && {
+            let (name, tags) = (space.name_of(key.bytes), &departure.tags);
+            let names = Names { key: &name, space: &space.name, tags };
+            !core.permits(departure.ticket, || names)
+        }
     })
 }
 

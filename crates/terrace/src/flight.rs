@@ -287,11 +287,12 @@ impl Flights {
         }
     }
 
-    /// Boards the key's flight, or begins a new one if there is none, or if the one
-    /// there `is_superseded`.
+    /// Boards the key's flight, or begins a new one if there is none, if the one there
+    /// `is_superseded`, or if it departed and the caller's `must_be_new`.
     pub(crate) fn join(
         self: &Arc<Self>,
         key: KeyRef<'_>,
+        must_be_new: bool,
         is_superseded: impl Fn(&Departure) -> bool,
     ) -> Joined {
         let hash = self.hasher.hash_one(key);
@@ -303,17 +304,21 @@ impl Flights {
                 Slot { key: key.to_memory_key(), current: Arc::clone(&current), superseded: None };
             shard.insert_unique(hash, slot, |slot| self.hasher.hash_one(&slot.key));
             drop(shard);
-            return Joined::Leading(self.take_off(key, current, None));
+            return Joined::Leading(self.take_off(key, current, [None, None]));
         };
         // A flight that has not departed has read nothing yet: nothing supersedes it.
-        if !slot.current.departure.get().is_some_and(is_superseded) {
+        let departure = slot.current.departure.get();
+        let is_superseded = departure.is_some_and(is_superseded);
+        if departure.is_none() || !is_superseded && !must_be_new {
             return Joined::Following(Arc::clone(&slot.current));
         }
         let current = Arc::new(Flight::default());
         let before = std::mem::replace(&mut slot.current, Arc::clone(&current));
+        // No line keeps it from storing what is older than what the new one will bring.
+        let unnamed = (!is_superseded).then(|| Arc::clone(&before));
         let oldest = slot.superseded.replace(before).filter(|flight| !flight.is_over());
         drop(shard);
-        Joined::Leading(self.take_off(key, current, oldest))
+        Joined::Leading(self.take_off(key, current, [oldest, unnamed]))
     }
 
     /// How many flights and writes are under way.
@@ -342,7 +347,7 @@ impl Flights {
         self: &Arc<Self>,
         key: KeyRef<'_>,
         flight: Arc<Flight>,
-        after: Option<Arc<Flight>>,
+        after: [Option<Arc<Flight>>; 2],
     ) -> Takeoff {
         let underway = self.underway();
         Takeoff {
@@ -368,7 +373,8 @@ pub(crate) struct Takeoff {
     underway: Underway,
     key: MemoryKey,
     flight: Arc<Flight>,
-    after: Option<Arc<Flight>>,
+    /// Flights of the same key that have to land before this one begins.
+    after: [Option<Arc<Flight>>; 2],
     is_over: AtomicBool,
 }
 
@@ -381,12 +387,13 @@ impl Takeoff {
         self.key.as_ref()
     }
 
-    /// Waits until at most one older flight of this key is under way; `flights` are those whose
-    /// task waits. If that one waits for them in turn, this one cannot begin.
+    /// Waits until at most one older flight of this key is under way, and none that might store
+    /// its value over that of this one; `flights` are those whose task waits. If what it waits
+    /// for waits for them in turn, this one cannot begin.
     pub(crate) async fn wait_for_turn(&mut self, flights: &Flown) -> Result<(), waits::Circle> {
-        if let Some(oldest) = self.after.take() {
-            let _wait = waits::begin_for(flights, &oldest)?;
-            let _ = oldest.wait().await;
+        for before in self.after.iter_mut().filter_map(Option::take) {
+            let _wait = waits::begin_for(flights, &before)?;
+            let _ = before.wait().await;
         }
         Ok(())
     }
@@ -475,7 +482,7 @@ mod tests {
     }
 
     fn lead(flights: &Arc<Flights>, superseded: bool) -> Takeoff {
-        match flights.join(KEY, |_| superseded) {
+        match flights.join(KEY, false, |_| superseded) {
             Joined::Leading(takeoff) => takeoff,
             Joined::Following(_) => panic!("there should be no flight to follow"),
         }
@@ -519,10 +526,10 @@ mod tests {
     async fn whoever_comes_before_the_ticket_shares_the_flight() {
         let flights = Arc::new(Flights::new());
         let takeoff = lead(&flights, false);
-        assert!(matches!(flights.join(KEY, |_| true), Joined::Following(_)));
+        assert!(matches!(flights.join(KEY, false, |_| true), Joined::Following(_)));
         takeoff.depart(departure());
-        assert!(matches!(flights.join(KEY, |_| false), Joined::Following(_)));
-        assert!(matches!(flights.join(KEY, |_| true), Joined::Leading(_)));
+        assert!(matches!(flights.join(KEY, false, |_| false), Joined::Following(_)));
+        assert!(matches!(flights.join(KEY, false, |_| true), Joined::Leading(_)));
     }
 
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
