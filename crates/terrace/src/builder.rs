@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use crate::authority::{Authority, LocalAuthority};
 use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
-use crate::clock::{Clock, SteadyWall, SystemClock};
+use crate::clock::{AnyClock, Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
 use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
@@ -81,7 +81,7 @@ impl Memory {
             .eviction(self.eviction)
             .weigher(|key: &MemoryKey, entry: &AnyEntry| {
                 let pointers = size_of::<MemoryKey>() + size_of::<AnyEntry>() + ARC_COUNTS;
-                ((pointers + key.spilled()) as u64).saturating_add(entry.meta().bytes)
+                ((pointers + key.spilled()) as u64).saturating_add(entry.meta().bytes())
             })
             .build()
     }
@@ -179,12 +179,14 @@ impl Builder {
             Some(runtime) => runtime,
             None => Arc::new(Tokio::current().ok_or(BuildError::NoRuntime)?),
         };
-        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
+        let of_tiers = self.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::new()));
+        let clock =
+            self.clock.map_or_else(|| AnyClock::System(SystemClock::new()), AnyClock::Other);
         check_names(&self.tiers)?;
         let mut tiers = self
             .tiers
             .into_iter()
-            .map(|(name, tier)| tier.open(name.into(), &clock, &runtime))
+            .map(|(name, tier)| tier.open(name.into(), &of_tiers, &runtime))
             .collect::<Result<Vec<_>, _>>()?;
         let authority = elect(&mut tiers, &*runtime);
         let keeper = tiers.iter().find(|tier| tier.is_authority);

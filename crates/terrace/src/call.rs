@@ -3,15 +3,15 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::codec::ValueCodec;
-use crate::entry::{Cached, Entry, Meta, Source, Times, typed};
+use crate::entry::{Cached, Details, Entry, Meta, Source, typed};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
-use crate::flight::{Crash, Flight, Joined, Landed, Outcome, Takeoff};
+use crate::flight::{Crash, Flight, Joined, Landed, Outcome, Passenger, Takeoff};
 use crate::freshness::{Freshness, Life, Written};
 use crate::key::{Key, KeyBuffer, KeyRef};
 use crate::ledger::{Names, Stamp};
@@ -105,7 +105,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Future for Get<'_, K, V> {
             }
         }
         let space = Arc::clone(this.space);
-        let wanted = space.wanted(key.bytes);
+        let wanted = Wanted::new(key.bytes);
         let has_looked = options.is_none() && !space.confirms;
         let getting = get(space, this.codec, wanted, options.unwrap_or_default(), has_looked);
         this.below.insert(Box::pin(getting)).as_mut().poll(context)
@@ -179,12 +179,12 @@ pub struct GetOrLoad<'a, K: ToOwned + ?Sized, V, F, E> {
     loader: Option<F>,
     probe: Option<&'a Probe<K>>,
     options: Option<Box<CallOptions<V>>>,
-    waiting: Waiting,
+    waiting: Waiting<V>,
     error: PhantomData<fn() -> E>,
 }
 
 /// What a call is waiting for.
-enum Waiting {
+enum Waiting<V> {
     Nothing,
     /// The ledger's word that what is in memory still stands.
     Word(BoxFuture<'static, Result<(), Error>>),
@@ -192,8 +192,19 @@ enum Waiting {
     Confirmed,
     Flight {
         is_leading: bool,
-        outcome: BoxFuture<'static, Outcome>,
+        passenger: Passenger,
+        /// Of a load for another one.
+        _wait: Option<Box<Wait>>,
+        patience: Option<Box<Patience<V>>>,
     },
+}
+
+/// How long a caller waits.
+struct Patience<V> {
+    time: Duration,
+    over: Option<BoxFuture<'static, ()>>,
+    /// What it may take then.
+    at_hand: Option<Arc<Entry<V>>>,
 }
 
 // Nothing in it is ever pinned: a loader is called before it is polled.
@@ -352,9 +363,22 @@ where
         let space = this.space;
         loop {
             match &mut this.waiting {
-                Waiting::Flight { outcome, is_leading } => {
-                    let outcome = ready!(outcome.as_mut().poll(context));
+                Waiting::Flight { is_leading, passenger, patience, .. } => {
                     let reading = this.options.as_ref().map(|options| &options.reading);
+                    let takes = |offer: &Landed| {
+                        let mut buffer = KeyBuffer::default();
+                        takes(space, this.key.encode(&mut buffer), offer, reading)
+                    };
+                    let outcome = match (passenger.poll(context, takes), patience) {
+                        (Poll::Ready(outcome), _) => outcome,
+                        (Poll::Pending, None) => return Poll::Pending,
+                        (Poll::Pending, Some(patience)) => {
+                            let landed = ready!(patience.poll_end(space, context));
+                            landed
+                                .filter(|landed| takes(landed))
+                                .ok_or(Crash::Waited(patience.time))
+                        }
+                    };
                     if !*is_leading && is_doubtful(&outcome, reading) {
                         this.waiting = Waiting::Nothing;
                         continue;
@@ -417,15 +441,20 @@ where
                 }
             };
             // Before the flight runs, so that it knows who waits for it.
-            let outcome = match wait_for(space, key, flight, this.options.as_deref(), at_hand) {
-                Ok(outcome) => outcome,
-                Err(waits::Circle) => return Poll::Ready(Err(LoadError::Circle)),
+            let Ok(wait) = waits::begin(&flight) else {
+                return Poll::Ready(Err(LoadError::Circle));
             };
             let is_leading = task.is_some();
             if let Some(task) = task {
                 task.run_here_first(space, context);
             }
-            this.waiting = Waiting::Flight { is_leading, outcome };
+            let patience = this.options.as_ref().and_then(|options| options.patience);
+            this.waiting = Waiting::Flight {
+                is_leading,
+                passenger: Passenger::of(flight),
+                _wait: wait.map(Box::new),
+                patience: patience.map(|time| Box::new(Patience { time, over: None, at_hand })),
+            };
         }
     }
 }
@@ -461,7 +490,7 @@ where
         let request = self.request();
         let task = Box::pin(async move {
             // A panic drops the takeoff, which lands the flight as abandoned.
-            let _ = catch_panic(fly(takeoff, request, order)).await;
+            let _ = catch_panic(pin!(fly(takeoff, request, order))).await;
         });
         Some(Started { flight, task: Task(Some(task)) })
     }
@@ -535,12 +564,12 @@ where
 /// The flight of the key, or the duty to start one.
 pub(crate) fn board(space: &Arc<SpaceCore>, key: KeyRef<'_>, must_be_new: bool) -> Joined {
     let core = &space.core;
-    core.flights.join(key, |departure| {
-        must_be_new
-            || departure.ticket != core.ticket() && {
-                let (name, tags) = (space.name_of(key.bytes), &departure.tags);
-                !core.permits(departure.ticket, &Names { key: &name, space: &space.name, tags })
-            }
+    core.flights.join(key, must_be_new, |departure| {
+        departure.ticket != core.ticket() && {
+            let (name, tags) = (space.name_of(key.bytes), &departure.tags);
+            let names = Names { key: &name, space: &space.name, tags };
+            !core.permits(departure.ticket, || names)
+        }
     })
 }
 
@@ -557,53 +586,26 @@ fn is_doubtful(outcome: &Outcome, reading: Option<&Reading>) -> bool {
         })
 }
 
-/// How the flight ends for this caller.
-fn wait_for<V: Send + Sync + 'static>(
-    space: &Arc<SpaceCore>,
-    key: KeyRef<'_>,
-    flight: Arc<Flight>,
-    options: Option<&CallOptions<V>>,
-    at_hand: Option<Arc<Entry<V>>>,
-) -> Result<BoxFuture<'static, Outcome>, waits::Circle> {
-    let wait: Option<Wait> = waits::begin(&flight)?;
-    let Some(options) = options else {
-        let (space, name) = (Arc::clone(space), space.name_of(key.bytes));
-        return Ok(Box::pin(async move {
-            let _wait = wait;
-            flight.wait_or_take(|offer| takes(&space, &name, offer, None)).await
-        }));
-    };
-    let (space, name) = (Arc::clone(space), space.name_of(key.bytes));
-    let (reading, patience) = (options.reading.clone(), options.patience);
-    Ok(Box::pin(async move {
-        let _wait = wait;
-        let outcome = flight.wait_or_take(|offer| takes(&space, &name, offer, Some(&reading)));
-        let Some(patience) = patience else { return outcome.await };
-        match unless(|| space.core.runtime.sleep(patience), outcome).await {
-            Some(outcome) => outcome,
-            None => out_of_patience(&space, &name, &reading, at_hand, Crash::Waited(patience)),
-        }
-    }))
-}
-
-/// What a caller gets who does not wait any longer.
-fn out_of_patience<V: Send + Sync + 'static>(
-    space: &SpaceCore,
-    name: &str,
-    reading: &Reading,
-    at_hand: Option<Arc<Entry<V>>>,
-    crash: Crash,
-) -> Outcome {
-    let Some(entry) = at_hand.filter(|_| space.policy.allows_stale()) else { return Err(crash) };
-    let (source, instead_of) = (Source::Memory, Some(crash.clone()));
-    let stale = Landed { entry, source, is_stale: true, instead_of, has_own_tags: false };
-    if takes(space, name, &stale, Some(reading)) { Ok(stale) } else { Err(crash) }
+impl<V: Send + Sync + 'static> Patience<V> {
+    /// Completes when the caller does not wait any longer, with what it may take then.
+    fn poll_end(&mut self, space: &SpaceCore, context: &mut Context<'_>) -> Poll<Option<Landed>> {
+        let over = self.over.get_or_insert_with(|| space.core.runtime.sleep(self.time));
+        ready!(over.as_mut().poll(context));
+        let at_hand = self.at_hand.take().filter(|_| space.policy.allows_stale());
+        Poll::Ready(at_hand.map(|entry| Landed {
+            entry,
+            source: Source::Memory,
+            is_stale: true,
+            instead_of: Some(Crash::Waited(self.time)),
+            has_own_tags: false,
+        }))
+    }
 }
 
 /// Whether a caller takes what a flight offers that goes on.
 pub(crate) fn takes(
     space: &SpaceCore,
-    name: &str,
+    key: &[u8],
     offer: &Landed,
     reading: Option<&Reading>,
 ) -> bool {
@@ -612,7 +614,7 @@ pub(crate) fn takes(
         reading.wants != Wants::New
             && read::is_recent_enough(meta, reading)
             && read::is_stale_enough(space, meta, reading)
-    }) && read::freshness_below(space, name, meta) != Freshness::Dead
+    }) && read::freshness_below(space, &space.name_of(key), meta) != Freshness::Dead
 }
 
 /// A flight's outcome as the caller's types.
@@ -657,16 +659,7 @@ fn stands_in(space: &SpaceCore, landed: &Landed, reading: Option<&Reading>) -> b
 fn default<V>(space: &SpaceCore, value: V) -> Cached<V> {
     let now = Written { created: space.core.wall(), expires: None, stale_until: None };
     let life = Life::begin(space.core.clock.tick(), Some(Duration::ZERO), Duration::ZERO);
-    let meta = Meta {
-        times: Times::new(life, now),
-        stamp: Stamp::default(),
-        tags: Arc::default(),
-        version: None,
-        last_modified: None,
-        is_hashed: false,
-        bytes: 0,
-        load_time: Duration::ZERO,
-    };
+    let meta = Meta::new(Stamp::default(), life, now, Details::default(), 0);
     let entry = Arc::new(Entry { value, meta });
     Cached { entry, source: Source::Default, is_stale: true }
 }
@@ -683,7 +676,7 @@ pub(crate) enum Hit<V> {
 }
 
 /// A fresh entry in memory that does not age, counted. What it costs is what a cache hit costs.
-#[inline]
+#[inline(never)]
 fn quick_hit<V: Send + Sync + 'static>(
     space: &SpaceCore,
     key: KeyRef<'_>,
@@ -696,13 +689,9 @@ fn quick_hit<V: Send + Sync + 'static>(
     if space.mode() != Mode::On {
         return None;
     }
-    match read::from_memory(space, key, space.core.clock.tick())? {
-        Known::Entry(Found { entry, freshness: Freshness::Fresh }) => {
-            space.memory_counters()?.hits.bump();
-            Some(entry)
-        }
-        _ => None,
-    }
+    let entry = read::fresh_in_memory(space, key)?;
+    space.memory_counters()?.hits.bump();
+    Some(entry)
 }
 
 /// The look into memory, counted.
@@ -762,7 +751,7 @@ pub(crate) fn claims_refresh(space: &SpaceCore, meta: &Meta) -> bool {
     let now = core.clock.tick();
     let until = now.saturating_add(space.policy.load_deadline);
     let time_left = left(now, life.fresh_until);
-    space.policy.wants_refresh(time_left, meta.load_time, core.runtime.random())
+    space.policy.wants_refresh(time_left, meta.load_time(), core.runtime.random())
         && meta.times.put_off_aging(life.aging_from, until)
 }
 
@@ -775,8 +764,7 @@ pub(crate) fn is_held_back(
 ) -> bool {
     let is_acceptable = space.policy.allows_stale()
         && reading.is_none_or(|reading| read::is_stale_enough(space, meta, reading));
-    let waits =
-        is_acceptable && read::waits_for_retry(space, key, &space.name_of(key.bytes)).is_some();
+    let waits = is_acceptable && read::waits_for_retry(space, key).is_some();
     if waits {
         bump(&space.counters.held_back);
         bump(&space.counters.stale);

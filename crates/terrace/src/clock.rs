@@ -6,6 +6,7 @@
 //! never used to decide which of two things happened first (the ledger does).
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -99,6 +100,7 @@ impl Clock for SystemClock {
     }
 
     #[cfg(target_os = "linux")]
+    #[inline]
     fn tick(&self) -> Tick {
         let now = coarsetime::Instant::now_without_cache_update();
         Tick::from_millis(now.duration_since(self.coarse_origin).as_millis())
@@ -107,6 +109,40 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock that everything else asks")]
     fn wall(&self) -> WallTime {
         WallTime(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis))
+    }
+}
+
+/// The clock of a cache. The usual one is asked without a virtual call.
+#[derive(Debug)]
+pub(crate) enum AnyClock {
+    System(SystemClock),
+    Other(Arc<dyn Clock>),
+}
+
+impl AnyClock {
+    /// See [`Clock::tick`].
+    #[inline]
+    pub(crate) fn tick(&self) -> Tick {
+        match self {
+            Self::System(clock) => clock.tick(),
+            Self::Other(clock) => clock.tick(),
+        }
+    }
+
+    /// See [`Clock::elapsed`].
+    pub(crate) fn elapsed(&self) -> Duration {
+        match self {
+            Self::System(clock) => clock.elapsed(),
+            Self::Other(clock) => clock.elapsed(),
+        }
+    }
+
+    /// See [`Clock::wall`].
+    pub(crate) fn wall(&self) -> WallTime {
+        match self {
+            Self::System(clock) => clock.wall(),
+            Self::Other(clock) => clock.wall(),
+        }
     }
 }
 
@@ -119,7 +155,7 @@ pub(crate) struct SteadyWall {
 }
 
 impl SteadyWall {
-    pub(crate) fn now(&self, clock: &dyn Clock) -> WallTime {
+    pub(crate) fn now(&self, clock: &AnyClock) -> WallTime {
         // The time of day first: what passes between the two must not add up.
         let wall = clock.wall().as_millis();
         let elapsed = millis(clock.elapsed());

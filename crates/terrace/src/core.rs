@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::authority::{Answer, Appended, Authority};
 use crate::bulkhead::Bulkhead;
-use crate::clock::{Clock, SteadyWall, WallTime};
+use crate::clock::{AnyClock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
@@ -45,7 +46,7 @@ pub(crate) struct Core {
     /// How many loads run at once.
     pub(crate) loads: Bulkhead,
     pub(crate) spaces: Spaces,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock: AnyClock,
     pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
@@ -97,9 +98,14 @@ impl Core {
         self.tiers.iter().find(|tier| tier.is_authority)
     }
 
+    /// Whether other processes share the ledger, or may.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.authority.scope() > Scope::Process
+    }
+
     /// The time of day by which entries live. Leases go by the one that others see.
     pub(crate) fn wall(&self) -> WallTime {
-        self.steady_wall.now(&*self.clock)
+        self.steady_wall.now(&self.clock)
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Error> {
@@ -136,7 +142,8 @@ impl Core {
         }
     }
 
-    /// Whether an entry in memory still stands.
+    /// Whether an entry in memory still stands: on the usual day two loads and two comparisons,
+    /// because lines about keys take the entry out of memory themselves.
     #[inline]
     pub(crate) fn standing_in_memory(
         &self,
@@ -144,13 +151,22 @@ impl Core {
         key: KeyRef<'_>,
         meta: &Meta,
     ) -> Standing {
-        if is_never_hashed(key.bytes) || !meta.is_hashed {
-            return self.mirror.standing(meta.stamp, &space.name, &meta.tags, || {
+        let is_by_name = is_never_hashed(key.bytes) || !meta.details().is_hashed;
+        if is_by_name && self.mirror.is_undisturbed(meta.stamp) {
+            return Standing::Good;
+        }
+        self.standing_by_names(space, key, meta)
+    }
+
+    #[cold]
+    fn standing_by_names(&self, space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> Standing {
+        if !meta.details().is_hashed {
+            return self.mirror.standing(meta.stamp, &space.name, &meta.details().tags, || {
                 key_name(&space.name, key.bytes)
             });
         }
         let name = key_name(&space.name, key.bytes);
-        let names = Names { key: &name, space: &space.name, tags: &meta.tags };
+        let names = Names { key: &name, space: &space.name, tags: &meta.details().tags };
         self.mirror.standing_of_hashed(meta.stamp, &names)
     }
 
@@ -260,7 +276,7 @@ impl Core {
                     return;
                 }
                 // Values that are dropped on the way may panic; the next round comes.
-                let applied = catch_panic(Arc::clone(&core).apply_heard(heard)).await;
+                let applied = catch_panic(pin!(Arc::clone(&core).apply_heard(heard))).await;
                 if matches!(applied, Ok(Ok(()))) {
                     core.heard.store(core.clock.tick().as_millis(), Ordering::Relaxed);
                     failures = 0;
@@ -431,7 +447,7 @@ impl Core {
     }
 
     /// Whether a load with this ticket may store what it found.
-    pub(crate) fn permits(&self, ticket: Ticket, names: &Names<'_>) -> bool {
+    pub(crate) fn permits<'a>(&self, ticket: Ticket, names: impl FnOnce() -> Names<'a>) -> bool {
         ticket.epoch == self.pending.epoch() && self.mirror.permits(ticket.stamp, names)
     }
 
@@ -549,7 +565,7 @@ impl Core {
     pub(crate) fn start_housekeeping(self: &Arc<Self>) {
         // From here on the time of day does not go back.
         self.wall();
-        if self.authority.scope() > Scope::Process {
+        if self.is_shared() {
             self.hear_others();
         }
         if self.tiers.iter().any(|tier| tier.scope == Scope::Fleet) {

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::clock::{Tick, WallTime};
@@ -93,13 +93,13 @@ impl<V> Cached<V> {
     /// The source's own version of the value, or its `ETag`, if the loader said one.
     #[must_use]
     pub fn version(&self) -> Option<&str> {
-        self.entry.meta.version.as_deref()
+        self.entry.meta.details().version.as_deref()
     }
 
     /// When the source changed last, if the loader said so.
     #[must_use]
     pub fn last_modified(&self) -> Option<WallTime> {
-        self.entry.meta.last_modified
+        self.entry.meta.details().last_modified
     }
 
     /// The ledger's position before the value was made.
@@ -110,7 +110,7 @@ impl<V> Cached<V> {
 
     /// The tags that it carries, without their tenant.
     pub fn tags(&self) -> impl Iterator<Item = Cow<'_, str>> {
-        self.entry.meta.tags.iter().map(|tag| tag_of_name(tag))
+        self.entry.meta.details().tags.iter().map(|tag| tag_of_name(tag))
     }
 }
 
@@ -161,21 +161,71 @@ pub(crate) struct Entry<V> {
 pub(crate) struct Meta {
     pub(crate) stamp: Stamp,
     pub(crate) times: Times,
-    /// The name in the ledger is a hash: lines cannot find this entry by its key.
-    pub(crate) is_hashed: bool,
+    details: Option<Box<Details>>,
+    bytes: u32,
+    load_micros: u32,
+}
+
+/// What few entries have.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Details {
     pub(crate) tags: Arc<[Arc<str>]>,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
-    /// What the value weighs in memory, the key not included.
-    pub(crate) bytes: u64,
-    /// How long its load took; zero if it was not loaded here.
-    pub(crate) load_time: Duration,
+    /// The name in the ledger is a hash: lines cannot find this entry by its key.
+    pub(crate) is_hashed: bool,
 }
 
 impl Meta {
+    /// `bytes` is what the value weighs in memory, the key not included.
+    pub(crate) fn new(
+        stamp: Stamp,
+        life: Life,
+        written: Written,
+        details: Details,
+        bytes: u64,
+    ) -> Self {
+        let details = (!details.is_empty()).then(|| Box::new(details));
+        let bytes = bytes + details.as_ref().map_or(0, |details| size_of_val(&**details) as u64);
+        Self {
+            stamp,
+            times: Times::new(life, written),
+            details,
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            load_micros: 0,
+        }
+    }
+
+    pub(crate) fn loaded_in(self, time: Duration) -> Self {
+        Self { load_micros: u32::try_from(time.as_micros()).unwrap_or(u32::MAX), ..self }
+    }
+
+    pub(crate) fn details(&self) -> &Details {
+        static NONE: LazyLock<Details> = LazyLock::new(Details::default);
+        self.details.as_deref().unwrap_or_else(|| &NONE)
+    }
+
+    /// What the value and this weigh in memory, the key not included; 4 GiB if it is more.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.into()
+    }
+
+    /// How long its load took; zero if it was not loaded here.
+    pub(crate) fn load_time(&self) -> Duration {
+        Duration::from_micros(self.load_micros.into())
+    }
+
     /// How old the value is at its source, as far as the source said so.
     pub(crate) fn source_age(&self) -> SourceAge<'_> {
-        SourceAge { version: self.version.as_deref(), last_modified: self.last_modified }
+        let Details { version, last_modified, .. } = self.details();
+        SourceAge { version: version.as_deref(), last_modified: *last_modified }
+    }
+}
+
+impl Details {
+    fn is_empty(&self) -> bool {
+        let Self { tags, version, last_modified, is_hashed } = self;
+        tags.is_empty() && version.is_none() && last_modified.is_none() && !is_hashed
     }
 }
 

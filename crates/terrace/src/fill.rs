@@ -1,7 +1,10 @@
 //! A **fill**: what a load found, stored in every tier unless a line since its ticket names it.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 use std::time::Duration;
+
+use smallvec::{SmallVec, smallvec};
 
 use crate::codec::ValueCodec;
 use crate::core::{Ticket, drop_all};
@@ -30,10 +33,24 @@ pub(crate) struct Fill<'a, V> {
 
 impl<V> Fill<'_, V> {
     fn is_permitted(&self, space: &SpaceCore) -> bool {
-        let tags = &self.fresh.entry.meta.tags;
-        let names = Names { key: &self.wanted.name, space: &space.name, tags };
-        space.core.permits(self.ticket, &names)
+        let tags = &self.fresh.entry.meta.details().tags;
+        let names = || Names { key: self.wanted.name(space), space: &space.name, tags };
+        space.core.permits(self.ticket, names)
     }
+}
+
+/// Most loads are of one key.
+pub(crate) type Fills<'a, V> = SmallVec<[Fill<'a, V>; 1]>;
+
+/// Leaves out what a line since the ticket names, and counts it.
+pub(crate) fn keep_permitted<V>(space: &SpaceCore, fills: &mut Fills<'_, V>) {
+    fills.retain(|fill| {
+        let is_permitted = fill.is_permitted(space);
+        if !is_permitted {
+            count_superseded(space);
+        }
+        is_permitted
+    });
 }
 
 /// Stores what was loaded in every tier below memory, in one exchange with each. A tier that
@@ -41,19 +58,9 @@ impl<V> Fill<'_, V> {
 pub(crate) async fn fill<V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
-    mut fills: Vec<Fill<'_, V>>,
+    mut fills: Fills<'_, V>,
     unwritten: Tiers,
 ) {
-    let keep_permitted = |fills: &mut Vec<Fill<'_, V>>| {
-        fills.retain(|fill| {
-            let is_permitted = fill.is_permitted(space);
-            if !is_permitted {
-                count_superseded(space);
-            }
-            is_permitted
-        });
-    };
-    keep_permitted(&mut fills);
     let Some(codec) = codec else { return };
     for (index, tier) in space.core.tiers.iter().enumerate() {
         if unwritten.has(index + 1) || fills.is_empty() {
@@ -67,12 +74,12 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
         // in between.
         let dead = fills.iter().filter(|fill| !tier.is_authority && !fill.is_permitted(space));
         let dead: Vec<_> = dead.map(|fill| fill.wanted).collect();
-        let left: Vec<_> = dead.iter().map(|wanted| wanted.stored.clone()).collect();
+        let left: Vec<_> = dead.iter().map(|wanted| wanted.stored(space).clone()).collect();
         if !left.is_empty() && !take_away(space, tier, index, &left).await {
-            let names = dead.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
+            let names = dead.iter().map(|wanted| Name::Key(Arc::clone(wanted.name(space))));
             space.core.hold_back(names.collect());
         }
-        keep_permitted(&mut fills);
+        keep_permitted(space, &mut fills);
     }
 }
 
@@ -111,9 +118,10 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
         return Ok(false);
     }
     to_memory(space, key, &fresh.entry, ticket);
-    let fill_one = Fill { wanted: &wanted, fresh: &fresh, ticket };
-    let is_permitted = fill_one.is_permitted(space);
-    fill(space, codec, vec![fill_one], Tiers::default()).await;
+    let mut fills = smallvec![Fill { wanted: &wanted, fresh: &fresh, ticket }];
+    keep_permitted(space, &mut fills);
+    let is_permitted = !fills.is_empty();
+    fill(space, codec, fills, Tiers::default()).await;
     Ok(is_permitted)
 }
 
@@ -144,8 +152,8 @@ pub(crate) fn absent_to_memory(
     let life = absent.meta.times.life();
     let attributes =
         Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
-    let name = space.name_of(key.bytes);
-    let names = Names { key: &name, space: &space.name, tags };
+    let name = LazyCell::new(|| space.name_of(key.bytes));
+    let names = || Names { key: &name, space: &space.name, tags };
     let any: AnyEntry = absent;
     drop_all(|| {
         // Where it is refused, the next call asks the source again.
@@ -155,7 +163,7 @@ pub(crate) fn absent_to_memory(
                     let present = present.value.meta().stamp;
                     core.mirror.is_foreign(present) || present.number <= ticket.stamp.number
                 });
-                is_newer && core.permits(ticket, &names)
+                is_newer && core.permits(ticket, names)
             });
     });
 }
@@ -165,7 +173,7 @@ pub(crate) async fn take_away_everywhere(space: &SpaceCore, wanted: &Wanted, unw
     for (index, tier) in space.core.tiers.iter().enumerate() {
         if !unwritten.has(index + 1) {
             // A tier that fails keeps it to its end; the failure is counted.
-            take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await;
+            take_away(space, tier, index, std::slice::from_ref(wanted.stored(space))).await;
         }
     }
 }

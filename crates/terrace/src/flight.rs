@@ -10,21 +10,24 @@
 //! they need not wait for it.
 
 use std::any::Any;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::core::Ticket;
 use crate::entry::{AnyEntry, Source};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::key::{KeyRef, MemoryKey};
-use crate::load::Flown;
 use crate::store::StoreError;
 use crate::waits;
 
@@ -99,7 +102,7 @@ pub(crate) struct Flight {
     /// Something stale for whoever does not want to wait.
     offer: OnceLock<Landed>,
     outcome: OnceLock<Outcome>,
-    landed: Notify,
+    places: Mutex<Places>,
     /// Somebody waits for it who holds what it may be waiting for.
     is_urgent: AtomicBool,
     urged: Notify,
@@ -109,22 +112,26 @@ pub(crate) struct Flight {
 
 impl Flight {
     /// Waits until the flight has landed. May be dropped at any time.
-    pub(crate) async fn wait(&self) -> Outcome {
+    pub(crate) async fn wait(self: &Arc<Self>) -> Outcome {
         self.wait_or_take(|_| false).await
     }
 
     /// The same, or until it offers something that the caller takes.
-    pub(crate) async fn wait_or_take(&self, takes: impl Fn(&Landed) -> bool) -> Outcome {
-        loop {
-            let landed = self.landed.notified();
-            if let Some(outcome) = self.outcome.get() {
-                return outcome.clone();
-            }
-            if let Some(offer) = self.offer.get().filter(|offer| takes(offer)) {
-                return Ok(offer.clone());
-            }
-            landed.await;
-        }
+    pub(crate) async fn wait_or_take(self: &Arc<Self>, takes: impl Fn(&Landed) -> bool) -> Outcome {
+        let mut passenger = Passenger::of(Arc::clone(self));
+        std::future::poll_fn(|context| passenger.poll(context, &takes)).await
+    }
+
+    /// What there is for whoever waits.
+    fn answer(&self, takes: impl Fn(&Landed) -> bool) -> Option<Outcome> {
+        let landed = || self.outcome.get().cloned();
+        landed().or_else(|| self.offer.get().filter(|offer| takes(offer)).cloned().map(Ok))
+    }
+
+    /// Has all who wait look again.
+    fn call(&self) {
+        let wakers = self.places.lock().take_wakers(self.is_over());
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     /// Who holds a permit waits for this flight: it must not wait for one.
@@ -150,6 +157,98 @@ impl Flight {
 
     fn is_over(&self) -> bool {
         self.outcome.get().is_some()
+    }
+}
+
+/// Somebody who waits for a flight. May be dropped at any time.
+pub(crate) struct Passenger {
+    flight: Arc<Flight>,
+    place: Option<usize>,
+}
+
+impl Passenger {
+    pub(crate) fn of(flight: Arc<Flight>) -> Self {
+        Self { flight, place: None }
+    }
+
+    /// The outcome of the flight, or an offer that the caller takes.
+    pub(crate) fn poll(
+        &mut self,
+        context: &Context<'_>,
+        takes: impl Fn(&Landed) -> bool,
+    ) -> Poll<Outcome> {
+        if let Some(answer) = self.flight.answer(&takes) {
+            return Poll::Ready(answer);
+        }
+        let (place, _before) = self.flight.places.lock().wait_at(self.place, context.waker());
+        self.place = Some(place);
+        // What came between is called out either after the place was taken, or before this.
+        self.flight.answer(takes).map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Drop for Passenger {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            let _waker = self.flight.places.lock().leave(place);
+        }
+    }
+}
+
+/// Where those who wait for a flight have left word how to wake them. Wakers are dropped when the
+/// lock is not held: a task may end with its last one, and others that wait here with it.
+#[derive(Default)]
+struct Places {
+    wakers: Wakers,
+    /// Places that somebody has left.
+    free: Vec<usize>,
+}
+
+/// For most flights nobody waits but who began it.
+type Wakers = SmallVec<[Option<Waker>; 1]>;
+
+impl Places {
+    /// Leaves word at the `place` that the caller has, or at a new one. Returns what was there.
+    fn wait_at(&mut self, place: Option<usize>, waker: &Waker) -> (usize, Option<Waker>) {
+        let place = place.or_else(|| self.free.pop()).unwrap_or_else(|| {
+            self.wakers.push(None);
+            self.wakers.len() - 1
+        });
+        let before = self.wakers.get_mut(place).and_then(|word| word.replace(waker.clone()));
+        (place, before)
+    }
+
+    fn leave(&mut self, place: usize) -> Option<Waker> {
+        let word = self.wakers.get_mut(place)?;
+        self.free.push(place);
+        word.take()
+    }
+
+    /// Those who wait keep their places, unless they will not come back.
+    fn take_wakers(&mut self, is_over: bool) -> Wakers {
+        if is_over {
+            std::mem::take(&mut self.wakers)
+        } else {
+            self.wakers.iter_mut().map(Option::take).collect()
+        }
+    }
+}
+
+/// The flights of one task. Cloning it is cheap.
+#[derive(Clone)]
+pub(crate) enum Flown {
+    One(Arc<Flight>),
+    Many(Arc<[Arc<Flight>]>),
+}
+
+impl Deref for Flown {
+    type Target = [Arc<Flight>];
+
+    fn deref(&self) -> &[Arc<Flight>] {
+        match self {
+            Self::One(flight) => std::slice::from_ref(flight),
+            Self::Many(flights) => flights,
+        }
     }
 }
 
@@ -182,17 +281,18 @@ impl Flights {
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             airborne: AtomicUsize::new(0),
             idle: Notify::new(),
         }
     }
 
-    /// Boards the key's flight, or begins a new one if there is none, or if the one
-    /// there `is_superseded`.
+    /// Boards the key's flight, or begins a new one if there is none, if the one there
+    /// `is_superseded`, or if it departed and the caller's `must_be_new`.
     pub(crate) fn join(
         self: &Arc<Self>,
         key: KeyRef<'_>,
+        must_be_new: bool,
         is_superseded: impl Fn(&Departure) -> bool,
     ) -> Joined {
         let hash = self.hasher.hash_one(key);
@@ -204,17 +304,21 @@ impl Flights {
                 Slot { key: key.to_memory_key(), current: Arc::clone(&current), superseded: None };
             shard.insert_unique(hash, slot, |slot| self.hasher.hash_one(&slot.key));
             drop(shard);
-            return Joined::Leading(self.take_off(key, current, None));
+            return Joined::Leading(self.take_off(key, current, [None, None]));
         };
         // A flight that has not departed has read nothing yet: nothing supersedes it.
-        if !slot.current.departure.get().is_some_and(is_superseded) {
+        let departure = slot.current.departure.get();
+        let is_superseded = departure.is_some_and(is_superseded);
+        if departure.is_none() || !is_superseded && !must_be_new {
             return Joined::Following(Arc::clone(&slot.current));
         }
         let current = Arc::new(Flight::default());
         let before = std::mem::replace(&mut slot.current, Arc::clone(&current));
+        // No line keeps it from storing what is older than what the new one will bring.
+        let unnamed = (!is_superseded).then(|| Arc::clone(&before));
         let oldest = slot.superseded.replace(before).filter(|flight| !flight.is_over());
         drop(shard);
-        Joined::Leading(self.take_off(key, current, oldest))
+        Joined::Leading(self.take_off(key, current, [oldest, unnamed]))
     }
 
     /// How many flights and writes are under way.
@@ -243,7 +347,7 @@ impl Flights {
         self: &Arc<Self>,
         key: KeyRef<'_>,
         flight: Arc<Flight>,
-        after: Option<Arc<Flight>>,
+        after: [Option<Arc<Flight>>; 2],
     ) -> Takeoff {
         let underway = self.underway();
         Takeoff {
@@ -269,7 +373,8 @@ pub(crate) struct Takeoff {
     underway: Underway,
     key: MemoryKey,
     flight: Arc<Flight>,
-    after: Option<Arc<Flight>>,
+    /// Flights of the same key that have to land before this one begins.
+    after: [Option<Arc<Flight>>; 2],
     is_over: AtomicBool,
 }
 
@@ -282,12 +387,13 @@ impl Takeoff {
         self.key.as_ref()
     }
 
-    /// Waits until at most one older flight of this key is under way; `flights` are those whose
-    /// task waits. If that one waits for them in turn, this one cannot begin.
+    /// Waits until at most one older flight of this key is under way, and none that might store
+    /// its value over that of this one; `flights` are those whose task waits. If what it waits
+    /// for waits for them in turn, this one cannot begin.
     pub(crate) async fn wait_for_turn(&mut self, flights: &Flown) -> Result<(), waits::Circle> {
-        if let Some(oldest) = self.after.take() {
-            let _wait = waits::begin_for(flights, &oldest)?;
-            let _ = oldest.wait().await;
+        for before in self.after.iter_mut().filter_map(Option::take) {
+            let _wait = waits::begin_for(flights, &before)?;
+            let _ = before.wait().await;
         }
         Ok(())
     }
@@ -306,7 +412,7 @@ impl Takeoff {
         let is_offered = holds() && self.flight.offer.set(stale).is_ok();
         drop(shard);
         if is_offered {
-            self.flight.landed.notify_waiters();
+            self.flight.call();
         }
     }
 
@@ -341,7 +447,7 @@ impl Takeoff {
             }
         }
         drop(shard);
-        self.flight.landed.notify_waiters();
+        self.flight.call();
         true
     }
 }
@@ -376,7 +482,7 @@ mod tests {
     }
 
     fn lead(flights: &Arc<Flights>, superseded: bool) -> Takeoff {
-        match flights.join(KEY, |_| superseded) {
+        match flights.join(KEY, false, |_| superseded) {
             Joined::Leading(takeoff) => takeoff,
             Joined::Following(_) => panic!("there should be no flight to follow"),
         }
@@ -401,7 +507,7 @@ mod tests {
         let second = lead(&flights, true);
         second.depart(departure());
         let mut third = lead(&flights, true);
-        let own = Arc::from([third.flight()]);
+        let own = Flown::One(third.flight());
         let mut turn = Box::pin(third.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none(), "two flights are under way");
         first.land(Err(Crash::Panicked));
@@ -409,7 +515,7 @@ mod tests {
         third.depart(departure());
         // The second is still under way and superseded: a fourth has to wait for it.
         let mut fourth = lead(&flights, true);
-        let own = Arc::from([fourth.flight()]);
+        let own = Flown::One(fourth.flight());
         let mut turn = Box::pin(fourth.wait_for_turn(&own));
         assert!(poll_once(&mut turn).await.is_none());
         drop(second);
@@ -420,17 +526,17 @@ mod tests {
     async fn whoever_comes_before_the_ticket_shares_the_flight() {
         let flights = Arc::new(Flights::new());
         let takeoff = lead(&flights, false);
-        assert!(matches!(flights.join(KEY, |_| true), Joined::Following(_)));
+        assert!(matches!(flights.join(KEY, false, |_| true), Joined::Following(_)));
         takeoff.depart(departure());
-        assert!(matches!(flights.join(KEY, |_| false), Joined::Following(_)));
-        assert!(matches!(flights.join(KEY, |_| true), Joined::Leading(_)));
+        assert!(matches!(flights.join(KEY, false, |_| false), Joined::Following(_)));
+        assert!(matches!(flights.join(KEY, false, |_| true), Joined::Leading(_)));
     }
 
     async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::future::poll_fn(|context| {
-            std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
-                std::task::Poll::Ready(output) => Some(output),
-                std::task::Poll::Pending => None,
+            Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+                Poll::Ready(output) => Some(output),
+                Poll::Pending => None,
             })
         })
         .await

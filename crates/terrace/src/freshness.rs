@@ -33,6 +33,7 @@ impl Freshness {
 /// The ledger comes first: what it names is dead however young, and so is what it
 /// can no longer vouch for.
 #[must_use]
+#[inline]
 pub fn judge(life: Life, standing: Standing, now: Tick) -> Freshness {
     match standing {
         Standing::Named | Standing::Unknown => Freshness::Dead,

@@ -2,7 +2,7 @@
 //! that share the authority, for as long as its holder is alive.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -85,15 +85,14 @@ impl Lease {
 }
 
 /// Does `work` and keeps these leases meanwhile.
-pub(crate) async fn while_held<T>(
-    leases: impl IntoIterator<Item = &Lease>,
-    work: impl Future<Output = T>,
-) -> T {
-    let mut work = pin!(work);
+pub(crate) fn while_held<'a, T>(
+    leases: impl IntoIterator<Item = &'a Lease, IntoIter: Unpin>,
+    mut work: impl Future<Output = T> + Unpin,
+) -> impl Future<Output = T> + Unpin {
     let mut leases = Some(leases.into_iter());
     let mut heartbeats = Vec::new();
-    std::future::poll_fn(|context| {
-        if let Poll::Ready(output) = work.as_mut().poll(context) {
+    std::future::poll_fn(move |context| {
+        if let Poll::Ready(output) = Pin::new(&mut work).poll(context) {
             return Poll::Ready(output);
         }
         // What is done at once keeps nothing waiting: for many keys that is most of the work.
@@ -105,7 +104,6 @@ pub(crate) async fn while_held<T>(
         }
         Poll::Pending
     })
-    .await
 }
 
 /// Whoever holds a lease may be dropped or panic: nobody has to wait for it to lapse.

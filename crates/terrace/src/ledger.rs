@@ -101,27 +101,16 @@ impl Mirror {
         self.marks.read().position()
     }
 
-    /// Whether an entry in memory still stands: on the usual day two loads and two
-    /// comparisons, because lines about keys take the entry out of memory themselves.
-    ///
-    /// The key's name is asked for only if a prefix was invalidated since the stamp.
+    /// Whether nothing broader than a key was invalidated since `stamp`.
     #[inline]
-    pub(crate) fn standing(
-        &self,
-        stamp: Stamp,
-        space: &str,
-        tags: &[Arc<str>],
-        key: impl FnOnce() -> Arc<str>,
-    ) -> Standing {
-        let is_foreign = self.is_foreign(stamp);
-        if !is_foreign && stamp.number >= self.broad.load(Ordering::SeqCst) {
-            return Standing::Good;
-        }
-        self.standing_by_names(stamp, space, tags, key)
+    pub(crate) fn is_undisturbed(&self, stamp: Stamp) -> bool {
+        !self.is_foreign(stamp) && stamp.number >= self.broad.load(Ordering::SeqCst)
     }
 
-    #[cold]
-    fn standing_by_names(
+    /// Whether an entry in memory still stands whose key lines can find.
+    ///
+    /// The key's name is asked for only if a prefix was invalidated since the stamp.
+    pub(crate) fn standing(
         &self,
         stamp: Stamp,
         space: &str,
@@ -135,6 +124,7 @@ impl Mirror {
     }
 
     /// Whether a stamp is of another incarnation than the ledger is now.
+    #[inline]
     pub(crate) fn is_foreign(&self, stamp: Stamp) -> bool {
         stamp.incarnation != self.incarnation.load(Ordering::SeqCst)
     }
@@ -154,9 +144,13 @@ impl Mirror {
         marks.standing(stamp, names)
     }
 
-    /// Whether a load with this ticket may store what it found.
-    pub(crate) fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
-        self.marks.read().permits(ticket, names)
+    /// Whether a load with this ticket may store what it found. Its names are asked for only if
+    /// anything was named since.
+    pub(crate) fn permits<'a>(&self, ticket: Stamp, names: impl FnOnce() -> Names<'a>) -> bool {
+        self.ticket() == ticket || {
+            let names = names();
+            self.marks.read().permits(ticket, &names)
+        }
     }
 
     /// Whether a line may have been missed that names the key of an entry of this

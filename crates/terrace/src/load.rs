@@ -2,22 +2,23 @@
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use crate::bulkhead::Permit;
+use crate::bulkhead::{Bulkhead, Overloaded, Permit};
 use crate::clock::WallTime;
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
 use crate::entry::{Cached, Entry, Source};
 use crate::error::SharedError;
 use crate::fill;
-use crate::flight::{Crash, Departure, Flight, Landed, Takeoff};
+use crate::flight::{Crash, Departure, Flown, Landed, Takeoff};
 use crate::freshness::Freshness;
 use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::Names;
@@ -30,7 +31,6 @@ use crate::retry::Failed;
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
-use crate::store::Scope;
 use crate::waits::{self, within_load};
 use crate::write::{self, EntryOptions, Fresh};
 
@@ -143,7 +143,7 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(
     request: Request<V>,
     mut order: Order<V>,
 ) {
-    let flights: Flown = Arc::from([takeoff.flight()]);
+    let flights = Flown::One(takeoff.flight());
     if let Err(waits::Circle) = takeoff.wait_for_turn(&flights).await {
         return takeoff.land(Err(Crash::Circle));
     }
@@ -159,9 +159,6 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(
     }
     job.load(&takeoff, flights, order).await;
 }
-
-/// The flights of one task.
-pub(crate) type Flown = Arc<[Arc<Flight>]>;
 
 /// What a call wants of one or more keys.
 pub(crate) struct Request<V> {
@@ -206,7 +203,7 @@ impl<V: Send + Sync + 'static> Job<V> {
         let space = &request.space;
         let ticket = space.core.ticket();
         takeoff.depart(Departure { ticket, tags: Arc::clone(&request.options.tags) });
-        let wanted = space.wanted(takeoff.key().bytes);
+        let wanted = Wanted::new(takeoff.key().bytes);
         Self { request, wanted, ticket, stale: None, is_probing: false }
     }
 
@@ -230,12 +227,12 @@ impl<V: Send + Sync + 'static> Job<V> {
     async fn look_below(&mut self, takeoff: &Takeoff) -> bool {
         // Of what has to be loaded or asked for anyhow, one copy is enough.
         let is_enough = self.request.reading.wants == Wants::New || self.is_probing;
-        if is_enough && self.stale.is_some() {
+        if is_enough && self.stale.is_some() || self.request.space.core.tiers.is_empty() {
             return false;
         }
         let found = {
             let (runtime, policy) = (&self.request.space.core.runtime, &self.request.space.policy);
-            let mut finding = pin!(self.find_below());
+            let mut finding = Box::pin(self.find_below());
             // Tiers may be as slow as loads.
             let soft_deadline = || runtime.sleep(policy.soft_deadline);
             if self.stale.is_none() {
@@ -292,7 +289,7 @@ impl<V: Send + Sync + 'static> Job<V> {
         let written = meta.times.written();
         let given = written.expires.map(|end| end.saturating_since(written.created));
         let time_left = left(space.core.clock.tick(), meta.times.life().fresh_until);
-        time_left > space.policy.aging(given, meta.load_time)
+        time_left > space.policy.aging(given, meta.load_time())
     }
 
     async fn find_below(&self) -> Result<Option<(Found<V>, Source)>, Crash> {
@@ -307,9 +304,7 @@ impl<V: Send + Sync + 'static> Job<V> {
         if self.request.reading.wants == Wants::New {
             return false;
         }
-        let Some(failure) = read::waits_for_retry(space, takeoff.key(), &self.wanted.name) else {
-            return false;
-        };
+        let Some(failure) = read::waits_for_retry(space, takeoff.key()) else { return false };
         bump(&space.counters.held_back);
         self.fail(takeoff, failure.crash);
         true
@@ -331,7 +326,8 @@ impl<V: Send + Sync + 'static> Job<V> {
             return false;
         }
         let limit = space.policy.load_deadline;
-        let verdict = probe::ask(&*core.runtime, limit, probe, meta.version.as_ref()).await;
+        let verdict =
+            probe::ask(&*core.runtime, limit, probe, meta.details().version.as_ref()).await;
         if verdict == Verdict::Changed || verdict == Verdict::Unknown && space.policy.is_strict {
             return false;
         }
@@ -354,7 +350,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             }
         };
         if let Attempt::Ended(Some(lease)) = attempt {
-            lease.release().await;
+            Box::pin(lease.release()).await;
         }
     }
 
@@ -379,13 +375,17 @@ impl<V: Send + Sync + 'static> Job<V> {
     }
 
     async fn attempt(&self, takeoff: &Takeoff, flights: Flown, order: Order<V>) -> Attempt {
-        let lease = match self.lease_or_answer(takeoff).await {
-            Ok(lease) => lease,
-            Err(Answered) => return Attempt::Landed,
+        let lease = if self.request.space.core.is_shared() {
+            match Box::pin(self.lease_or_answer(takeoff)).await {
+                Ok(lease) => lease,
+                Err(Answered) => return Attempt::Landed,
+            }
+        } else {
+            None
         };
         let Order { loading, state, is_nested, .. } = order;
         let work = run(&self.request.space, flights, loading, is_nested);
-        match while_held(&lease, work).await {
+        match while_held(&lease, pin!(work)).await {
             Ok((loaded, time)) => {
                 let new = self.commit(takeoff, loaded, time).await;
                 self.store_below(new.iter().map(|new| (self, takeoff, new))).await;
@@ -415,11 +415,16 @@ impl<V: Send + Sync + 'static> Job<V> {
     }
 
     /// The lease of the key, or none if whoever has it is slow; unless the holder has answered.
+    ///
+    /// Loads of one process need none: its flights see to it that they are one.
     pub(crate) async fn lease(&self, takeoff: &Takeoff) -> Result<Option<Lease>, Answered> {
         let Request { space, .. } = &self.request;
+        if !space.core.is_shared() {
+            return Ok(None);
+        }
         let mut patience = Patience::new(space.policy.load_deadline);
         loop {
-            if let Some(lease) = Lease::ask(&space.core, &self.wanted.name).await {
+            if let Some(lease) = Lease::ask(&space.core, self.wanted.name(space)).await {
                 return Ok(Some(lease));
             }
             if !patience.wait(&space.core).await {
@@ -518,7 +523,8 @@ impl<V: Send + Sync + 'static> Job<V> {
         let (space, meta) = (&self.request.space, &fresh.entry.meta);
         let is_older = self.stale.as_ref().is_some_and(|(known, _)| {
             meta.source_age().is_older_than(known.meta.source_age())
-                && read::freshness_below(space, &self.wanted.name, &known.meta) != Freshness::Dead
+                && read::freshness_below(space, self.wanted.name(space), &known.meta)
+                    != Freshness::Dead
         });
         is_older || write::is_outdated(space, takeoff.key(), meta)
     }
@@ -529,7 +535,7 @@ impl<V: Send + Sync + 'static> Job<V> {
         new: impl Iterator<Item = (&'a Self, &'a Takeoff, &'a New<V>)> + Clone,
     ) {
         let Request { space, codec, reading, .. } = &self.request;
-        let fills: Vec<_> = new
+        let mut fills: SmallVec<[_; 1]> = new
             .clone()
             .filter(|(_, _, new)| new.is_stored)
             .map(|(job, _, New { fresh, .. })| fill::Fill {
@@ -538,7 +544,10 @@ impl<V: Send + Sync + 'static> Job<V> {
                 ticket: job.ticket,
             })
             .collect();
-        fill::fill(space, *codec, fills, reading.unwritten).await;
+        fill::keep_permitted(space, &mut fills);
+        if !space.core.tiers.is_empty() {
+            Box::pin(fill::fill(space, *codec, fills, reading.unwritten)).await;
+        }
         for (job, takeoff, new) in new.filter(|(_, _, new)| !new.has_landed) {
             job.land_loaded(takeoff, &new.fresh);
         }
@@ -558,10 +567,10 @@ impl<V: Send + Sync + 'static> Job<V> {
 
     fn land_loaded(&self, takeoff: &Takeoff, fresh: &Fresh<V>) {
         let space = &self.request.space;
-        let tags = &fresh.entry.meta.tags;
-        let names = Names { key: &self.wanted.name, space: &space.name, tags };
+        let tags = &fresh.entry.meta.details().tags;
+        let names = || Names { key: self.wanted.name(space), space: &space.name, tags };
         let landed = self.landed(&fresh.entry, Source::Loader, None);
-        if !takeoff.land_if(Ok(landed.clone()), || space.core.permits(self.ticket, &names)) {
+        if !takeoff.land_if(Ok(landed.clone()), || space.core.permits(self.ticket, names)) {
             // Something named it meanwhile. Lines that name what the flight was known to be about
             // have superseded it; those about tags that only the loader knew have not.
             let of_call = &self.request.options.tags;
@@ -592,7 +601,7 @@ impl<V: Send + Sync + 'static> Job<V> {
 
     fn may_serve(&self, entry: &Entry<V>) -> bool {
         let space = &self.request.space;
-        let freshness = read::freshness_below(space, &self.wanted.name, &entry.meta);
+        let freshness = read::freshness_below(space, self.wanted.name(space), &entry.meta);
         // In a shadow every answer is the loader's, its errors too.
         if space.mode() != Mode::On {
             return false;
@@ -630,9 +639,10 @@ impl<V: Send + Sync + 'static> Job<V> {
         let can_serve = self.stale.as_ref().is_some_and(|(entry, _)| self.may_serve(entry));
         let of_call = &self.request.options.tags;
         let (tags, end) = match &self.stale {
-            Some((entry, _)) if can_serve => {
-                (write::joined_tags(of_call, &entry.meta.tags), entry.meta.times.life().stale_until)
-            }
+            Some((entry, _)) if can_serve => (
+                write::joined_tags(of_call, &entry.meta.details().tags),
+                entry.meta.times.life().stale_until,
+            ),
             _ => (Ok(Arc::clone(of_call)), now),
         };
         let failure = Failed {
@@ -665,7 +675,7 @@ pub(crate) struct Answered;
 /// Whether whoever held the leases of these keys before may have stored a value since the tiers
 /// were asked.
 pub(crate) async fn may_be_there_now(space: &Arc<SpaceCore>, wanted: &[&Wanted]) -> bool {
-    space.core.authority.scope() > Scope::Process
+    space.core.is_shared()
         && read::exist(space, wanted.iter().map(|wanted| &*wanted.bytes))
             .await
             .is_ok_and(|there| there.contains(&true))
@@ -679,9 +689,10 @@ pub(crate) async fn run<A>(
     is_nested: bool,
 ) -> Result<(A, Duration), Crash> {
     let _permits = if is_nested {
-        Vec::new()
+        Permits::default()
     } else {
-        unless(|| any_urgent(&flights), permits(space)).await.unwrap_or(Ok(Vec::new()))?
+        let permits = pin!(permits(space));
+        unless(|| any_urgent(&flights), permits).await.unwrap_or(Ok(Permits::default()))?
     };
     let (clock, runtime) = (&space.core.clock, &space.core.runtime);
     let limit = space.policy.load_deadline;
@@ -713,37 +724,46 @@ async fn any_urgent(flights: &Flown) {
     .await;
 }
 
+/// What a load has to have; nothing if it may do without.
+#[derive(Default)]
+struct Permits {
+    _of_space: Option<Permit>,
+    _of_cache: Option<Permit>,
+}
+
 /// Permits of the space and of the cache, in this order: who waits for the space's keeps
 /// nobody else's.
-async fn permits(space: &SpaceCore) -> Result<Vec<Permit>, Crash> {
-    let core = &space.core;
-    let mut permits = Vec::new();
-    for bulkhead in space.loads().into_iter().chain([&core.loads]) {
-        match bulkhead.permit(&*core.runtime, space.policy.load_deadline).await {
-            Ok(permit) => permits.push(permit),
-            Err(_) => {
-                bump(&space.counters.overloaded);
-                return Err(Crash::Overloaded);
-            }
-        }
-    }
-    Ok(permits)
+async fn permits(space: &SpaceCore) -> Result<Permits, Crash> {
+    let of_space = match space.loads() {
+        Some(bulkhead) => Some(permit(space, bulkhead).await?),
+        None => None,
+    };
+    let of_cache = permit(space, &space.core.loads).await?;
+    Ok(Permits { _of_space: of_space, _of_cache: Some(of_cache) })
+}
+
+async fn permit(space: &SpaceCore, bulkhead: &Bulkhead) -> Result<Permit, Crash> {
+    let permit = bulkhead.permit(&*space.core.runtime, space.policy.load_deadline).await;
+    permit.map_err(|Overloaded| {
+        bump(&space.counters.overloaded);
+        Crash::Overloaded
+    })
 }
 
 /// The future panicked; what it said went to the panic hook.
 pub(crate) struct Panicked;
 
 /// The output of `work`, or that it panicked.
-pub(crate) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| {
-        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+pub(crate) fn catch_panic<T>(
+    mut work: impl Future<Output = T> + Unpin,
+) -> impl Future<Output = Result<T, Panicked>> + Unpin {
+    std::future::poll_fn(move |context| {
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut work).poll(context))) {
             Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
             Ok(Poll::Pending) => Poll::Pending,
             Err(_) => Poll::Ready(Err(Panicked)),
         }
     })
-    .await
 }
 
 /// Notes that a load's value was not stored.

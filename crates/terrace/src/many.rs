@@ -10,13 +10,13 @@ use crate::call::{self, Hit, board};
 use crate::codec::ValueCodec;
 use crate::entry::{Cached, Source};
 use crate::error::{Error, LoadError, LoaderFailure, SharedError};
-use crate::flight::{Crash, Flight, Joined, Landed, Takeoff};
-use crate::key::{Key, KeyBuffer, KeyRef};
+use crate::flight::{Crash, Flight, Flown, Joined, Landed, Takeoff};
+use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef};
 use crate::lease::{Lease, while_held};
-use crate::load::{Flown, Job, Loading, Request, catch_panic, may_be_there_now, run};
+use crate::load::{Job, Loading, Request, catch_panic, may_be_there_now, run};
 use crate::loaded::Loaded;
 use crate::options::{Reading, Wants};
-use crate::read;
+use crate::read::{self, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
@@ -42,7 +42,7 @@ pub(crate) async fn get_many<'a, K: Key + ?Sized + 'a, V: Send + Sync + 'static>
             Hit::Fresh(entry) | Hit::Aging(entry) => Ask::Answered(Some(in_memory(entry, false))),
             Hit::Absent => Ask::Answered(None),
             Hit::Stale(_) | Hit::Nothing => {
-                wanted.push(space.wanted(key.bytes));
+                wanted.push(Wanted::new(key.bytes));
                 Ask::Below
             }
         });
@@ -105,7 +105,7 @@ enum Pending<V> {
 struct Flying {
     flight: Arc<Flight>,
     wait: Option<waits::Wait>,
-    name: Arc<str>,
+    key: KeyBytes,
 }
 
 /// See [`Space::get_many_or_load`](crate::Space::get_many_or_load).
@@ -153,8 +153,8 @@ where
             Pending::Known(answer) => answer.map_err(LoadError::from),
             Pending::Refused(error) => Err(LoadError::Cache(error)),
             Pending::Circle => Err(LoadError::Circle),
-            Pending::Flying(Flying { flight, wait: _wait, name }) => {
-                let takes = |offer: &Landed| call::takes(space, &name, offer, None);
+            Pending::Flying(Flying { flight, wait: _wait, key }) => {
+                let takes = |offer: &Landed| call::takes(space, &key, offer, None);
                 match flight.wait_or_take(takes).await {
                     // What it is about may have been invalidated before this call.
                     Ok(landed)
@@ -211,9 +211,9 @@ fn ask<V: Send + Sync + 'static>(
                     flight
                 }
             };
-            let name = space.name_of(key.bytes);
+            let key = KeyBytes::from_slice(key.bytes);
             match waits::begin(&flight) {
-                Ok(wait) => Pending::Flying(Flying { flight, wait, name }),
+                Ok(wait) => Pending::Flying(Flying { flight, wait, key }),
                 Err(waits::Circle) => Pending::Circle,
             }
         }
@@ -265,7 +265,7 @@ fn start<K, V, F, Fut, I, A, E>(
     let flying = fly_many(Arc::clone(space), codec, legs, keys, loading, is_nested);
     let task: BoxFuture<'static, ()> = Box::pin(async move {
         // A panic drops the takeoffs, which lands the flights as abandoned.
-        let _ = catch_panic(flying).await;
+        let _ = catch_panic(pin!(flying)).await;
     });
     space.core.runtime.spawn(task);
 }
@@ -289,7 +289,7 @@ async fn fly_many<K, V: Send + Sync + 'static>(
     loading: Loading<Answers<V>>,
     is_nested: bool,
 ) {
-    let flights: Flown = legs.iter().map(|(takeoff, ..)| takeoff.flight()).collect();
+    let flights = Flown::Many(legs.iter().map(|(takeoff, ..)| takeoff.flight()).collect());
     let mut ready = Vec::with_capacity(legs.len());
     for mut leg in legs {
         match leg.0.wait_for_turn(&flights).await {
@@ -310,22 +310,22 @@ async fn fly_many<K, V: Send + Sync + 'static>(
     open.retain_mut(|open| !open.job.is_held_back(&open.takeoff));
     // Whoever wants the same keys in another process takes the leases in the same order: two
     // can never hold what the other one waits for.
-    open.sort_by(|one, other| one.job.wanted.name.cmp(&other.job.wanted.name));
+    open.sort_by(|one, other| one.job.wanted.name(&space).cmp(other.job.wanted.name(&space)));
     let mut leases: Vec<Lease> = Vec::new();
     let mut to_load = Vec::new();
     for open in open {
-        let asked = while_held(&leases, open.job.lease(&open.takeoff)).await;
+        let asked = while_held(&leases, pin!(open.job.lease(&open.takeoff))).await;
         if let Ok(lease) = asked {
             leases.extend(lease);
             to_load.push(open);
         }
     }
     let wanted: Vec<_> = to_load.iter().map(|open| &open.job.wanted).collect();
-    if while_held(&leases, may_be_there_now(&space, &wanted)).await {
-        while_held(&leases, look_below(&space, codec, &mut to_load)).await;
+    if while_held(&leases, pin!(may_be_there_now(&space, &wanted))).await {
+        while_held(&leases, pin!(look_below(&space, codec, &mut to_load))).await;
     }
     if !to_load.is_empty() {
-        let loading = run(&space, flights, loading, is_nested);
+        let loading = pin!(run(&space, flights, loading, is_nested));
         let loading = while_held(&leases, loading);
         load(&space, to_load, &keys, loading).await;
     }
@@ -386,7 +386,7 @@ async fn load<K, V: Send + Sync + 'static>(
             let mut new = Vec::new();
             for (takeoff, job) in &flying {
                 // What the loader does not mention is not there.
-                let answer = answers.remove(&job.wanted.bytes).unwrap_or_else(Loaded::absent);
+                let answer = answers.remove(&*job.wanted.bytes).unwrap_or_else(Loaded::absent);
                 new.extend(job.commit(takeoff, answer, time).await.map(|new| (job, takeoff, new)));
             }
             if let Some((job, ..)) = new.first() {

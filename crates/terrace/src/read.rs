@@ -1,17 +1,17 @@
 //! A **read**: memory, then each tier below it in order, and the copies upwards.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
-use crate::entry::{Absent, AnyEntry, Entry, Meta, Source, Times, typed, typed_ref};
+use crate::entry::{Absent, AnyEntry, Details, Entry, Meta, Source, typed, typed_ref};
 use crate::error::Error;
 use crate::flight::Crash;
 use crate::frame::Frame;
 use crate::freshness::{Freshness, Life, Written, judge};
-use crate::key::{Key, KeyBuffer, KeyRef, StoredKey};
+use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef, StoredKey, is_hashed};
 use crate::ledger::{Names, Stamp};
 use crate::options::Reading;
 use crate::protocol::Standing;
@@ -35,21 +35,33 @@ pub(crate) enum Known<V> {
     Absent,
 }
 
-/// What memory has under `key` that is not dead.
+/// What memory has under `key`, if it is fresh and does not age.
 #[inline]
+pub(crate) fn fresh_in_memory<V: Send + Sync + 'static>(
+    space: &SpaceCore,
+    key: KeyRef<'_>,
+) -> Option<Arc<Entry<V>>> {
+    let now = space.core.clock.tick();
+    let is_fresh =
+        |entry: &Arc<Entry<V>>| judge_in_memory(space, key, &entry.meta, now) == Freshness::Fresh;
+    let memory = space.core.memory.as_ref()?;
+    memory.get_with(&key, now, |entry| typed(entry).filter(is_fresh)).flatten()
+}
+
+/// What memory has under `key` that is not dead.
 pub(crate) fn from_memory<V: Send + Sync + 'static>(
     space: &SpaceCore,
     key: KeyRef<'_>,
     now: Tick,
 ) -> Option<Known<V>> {
     let known = space.core.memory.as_ref()?.get_with(&key, now, |entry| {
-        let freshness = judge_in_memory(space, key, entry, now);
-        if freshness == Freshness::Dead {
-            return None;
-        }
-        match typed(entry) {
-            Some(entry) => Some(Known::Entry(Found { entry, freshness })),
-            None => (is_absent(entry) && freshness.is_fresh()).then_some(Known::Absent),
+        let Some(entry) = typed(entry) else {
+            let is_known = || judge_in_memory(space, key, entry.meta(), now).is_fresh();
+            return (is_absent(entry) && is_known()).then_some(Known::Absent);
+        };
+        match judge_in_memory(space, key, &entry.meta, now) {
+            Freshness::Dead => None,
+            freshness => Some(Known::Entry(Found { entry, freshness })),
         }
     });
     known.flatten()
@@ -82,11 +94,12 @@ pub(crate) fn is_stale_enough(space: &SpaceCore, meta: &Meta, reading: &Reading)
 }
 
 /// The failure for which a load of a key has to wait; what was invalidated since need not.
-pub(crate) fn waits_for_retry(space: &SpaceCore, key: KeyRef<'_>, name: &str) -> Option<Failed> {
+pub(crate) fn waits_for_retry(space: &SpaceCore, key: KeyRef<'_>) -> Option<Failed> {
     let core = &space.core;
     let failure = core.retries.waiting(key, core.clock.tick())?;
-    let names = Names { key: name, space: &space.name, tags: &failure.tags };
-    if core.permits(failure.ticket, &names) {
+    let name = space.name_of(key.bytes);
+    let names = Names { key: &name, space: &space.name, tags: &failure.tags };
+    if core.permits(failure.ticket, || names) {
         return Some(failure);
     }
     core.retries.forget(key);
@@ -105,9 +118,9 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
     let now = space.core.clock.tick();
     let answer = space.core.memory.as_ref().and_then(|memory| {
         memory.get_with(&key, now, |entry| {
-            let is_fresh = judge_in_memory(space, key, entry, now).is_fresh();
-            let entry = typed_ref::<V>(entry).filter(|_| is_fresh)?;
-            Some(read(&entry.value))
+            let entry = typed_ref::<V>(entry)?;
+            let is_fresh = judge_in_memory(space, key, &entry.meta, now).is_fresh();
+            is_fresh.then(|| read(&entry.value))
         })
     });
     let answer = answer.flatten();
@@ -117,18 +130,40 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
     answer
 }
 
-fn judge_in_memory(space: &SpaceCore, key: KeyRef<'_>, entry: &AnyEntry, now: Tick) -> Freshness {
-    let meta = entry.meta();
+#[inline]
+fn judge_in_memory(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta, now: Tick) -> Freshness {
     judge(meta.times.life(), space.core.standing_in_memory(space, key, meta), now)
 }
 
-/// A key as everything below memory knows it.
+/// A key as everything below memory knows it. Its texts are made when they are asked for: a
+/// cache of memory alone seldom needs them.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    pub(crate) bytes: Box<[u8]>,
-    pub(crate) name: Arc<str>,
-    pub(crate) stored: StoredKey,
+    pub(crate) bytes: KeyBytes,
+    name: OnceLock<Arc<str>>,
+    stored: OnceLock<StoredKey>,
     pub(crate) is_hashed: bool,
+}
+
+impl Wanted {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        Self {
+            bytes: KeyBytes::from_slice(bytes),
+            name: OnceLock::new(),
+            stored: OnceLock::new(),
+            is_hashed: is_hashed(bytes),
+        }
+    }
+
+    /// As the ledger names it in `space`, which is always the same.
+    pub(crate) fn name(&self, space: &SpaceCore) -> &Arc<str> {
+        self.name.get_or_init(|| space.name_of(&self.bytes))
+    }
+
+    /// As stores know it in `space`, which is always the same.
+    pub(crate) fn stored(&self, space: &SpaceCore) -> &StoredKey {
+        self.stored.get_or_init(|| space.stored_key(&self.bytes))
+    }
 }
 
 /// The same for one key.
@@ -204,7 +239,7 @@ async fn from_tier<V: Send + Sync + 'static>(
 ) -> Result<Vec<Option<Found<V>>>, StoreError> {
     let Some(counters) = space.counters.tiers.get(depth + 1) else { return Ok(Vec::new()) };
     let core = &space.core;
-    let keys: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
+    let keys: Vec<_> = wanted.iter().map(|wanted| wanted.stored(space).clone()).collect();
     let bytes: Vec<_> = wanted.iter().map(|wanted| &*wanted.bytes).collect();
     let started = core.clock.elapsed();
     let frames = match tier.read(counters, &keys, &bytes, Some(left)).await {
@@ -256,16 +291,14 @@ fn open<V>(
         let given = written.expires.map(|end| end.saturating_since(written.created));
         let life = Life::remaining(&written, core.wall(), core.clock.tick());
         let life = life.aging(space.policy.aging(given, Duration::ZERO));
-        let meta = Meta {
-            times: Times::new(life, written),
-            stamp: frame.header.stamp,
+        let details = Details {
             tags: frame.header.tags,
             version: frame.header.version,
             last_modified: frame.header.last_modified,
             is_hashed: wanted.is_hashed,
-            bytes: space.weight_of::<V>(frame.size),
-            load_time: Duration::ZERO,
         };
+        let bytes = space.weight_of::<V>(frame.size);
+        let meta = Meta::new(frame.header.stamp, life, written, details, bytes);
         let is_aging = freshness.is_fresh() && core.clock.tick() >= life.aging_from;
         let freshness = if is_aging { Freshness::Aging } else { freshness };
         Found { entry: Arc::new(Entry { value, meta }), freshness }
@@ -282,12 +315,12 @@ pub(crate) fn is_fresh_in_memory(
     entry: &AnyEntry,
     now: Tick,
 ) -> bool {
-    judge_in_memory(space, key, entry, now).is_fresh() && !is_absent(entry)
+    judge_in_memory(space, key, entry.meta(), now).is_fresh() && !is_absent(entry)
 }
 
 /// What may be done with an entry that was found before, wherever that was.
 pub(crate) fn freshness_below(space: &SpaceCore, name: &str, meta: &Meta) -> Freshness {
-    if !stands(space, name, meta.stamp, &meta.tags) {
+    if !stands(space, name, meta.stamp, &meta.details().tags) {
         return Freshness::Dead;
     }
     judge(meta.times.life(), Standing::Good, space.core.clock.tick())
@@ -312,7 +345,7 @@ pub(crate) fn is_fresh_frame(
 
 fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Frame) -> Freshness {
     let core = &space.core;
-    let names = Names { key: &wanted.name, space: &space.name, tags: &frame.header.tags };
+    let names = Names { key: wanted.name(space), space: &space.name, tags: &frame.header.tags };
     if core.pending.speaks_of(&names) {
         return Freshness::Dead;
     }
@@ -355,7 +388,8 @@ async fn copy_up<V: Send + Sync + 'static>(
         // What came from a narrower tier may be unknown to those who share a wider one.
         if upper.scope <= tier.scope && !reading.unwritten.has(index + 1) {
             write::to_tier(space, codec, wanted, entry, None, index).await;
-            write::undo_if_dead(space, wanted, entry.meta.stamp, &entry.meta.tags, index).await;
+            write::undo_if_dead(space, wanted, entry.meta.stamp, &entry.meta.details().tags, index)
+                .await;
         }
     }
 }
@@ -381,7 +415,7 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
             memory.peek_with(&key, now, |view| is_fresh_in_memory(space, key, view.value, now))
         });
         found.push(in_memory == Some(true));
-        wanted.push(space.wanted(key.bytes));
+        wanted.push(Wanted::new(key.bytes));
     }
     if space.mode() == Mode::Off {
         return Ok(vec![false; wanted.len()]);
@@ -391,7 +425,7 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         if missing.is_empty() {
             break;
         }
-        let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored.clone()).collect();
+        let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored(space).clone()).collect();
         let bytes: Vec<_> = missing.iter().map(|(_, wanted)| &*wanted.bytes).collect();
         let frames = tier.read(counters, &keys, &bytes, None).await;
         for ((found, wanted), frame) in missing.into_iter().zip(frames.unwrap_or_default()) {

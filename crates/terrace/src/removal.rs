@@ -35,13 +35,13 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
             None => false,
         });
     }
-    let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name))).collect();
+    let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(wanted.name(space)))).collect();
     let invalidated = core.invalidate(names).await;
     for (there, held) in there.iter_mut().zip(invalidated.held) {
         *there |= held;
     }
     let mut settled = invalidated.settled;
-    let mut stored: Vec<_> = wanted.iter().map(|wanted| wanted.stored.clone()).collect();
+    let mut stored: Vec<_> = wanted.iter().map(|wanted| wanted.stored(space).clone()).collect();
     stored.extend(wanted.iter().flat_map(|wanted| of_other_types(space, wanted)));
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
         if tier.is_authority {
@@ -52,7 +52,7 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
         match tier.remove(counters, &stored).await {
             Ok(gone) => there.iter_mut().zip(gone).for_each(|(there, gone)| *there |= gone),
             Err(_) => {
-                let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(&wanted.name)));
+                let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(wanted.name(space))));
                 core.hold_back(names.collect());
                 settled = add_pending(settled, tier);
             }
@@ -68,9 +68,9 @@ pub(crate) fn of_other_types(space: &SpaceCore, wanted: &Wanted) -> Vec<StoredKe
     if spaces.numbers(&space.name).len() < 2 {
         return Vec::new();
     }
-    let name = Name::Key(Arc::clone(&wanted.name));
+    let name = Name::Key(Arc::clone(wanted.name(space)));
     let stored = spaces.stored_keys(&name).into_iter();
-    stored.filter(|stored| *stored != wanted.stored).collect()
+    stored.filter(|stored| stored != wanted.stored(space)).collect()
 }
 
 fn add_pending(settled: Settled, tier: &OpenTier) -> Settled {
@@ -97,7 +97,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
     let mut found = false;
     // From below: a read that copies upwards meanwhile finds the new lifetime.
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()).rev() {
-        let keys = std::slice::from_ref(&wanted.stored);
+        let keys = std::slice::from_ref(wanted.stored(space));
         let frames = tier.read(counters, keys, &[&wanted.bytes], None).await;
         let frame = frames.ok().and_then(|mut frames| frames.pop().flatten());
         let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, tier, frame))
@@ -111,7 +111,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         (header.expires, header.stale_until) = (written.expires, written.stale_until);
         let Ok(value) = frame.value() else { continue };
         let put = Put {
-            key: wanted.stored.clone(),
+            key: wanted.stored(space).clone(),
             frame: tier.encode(header.clone(), value.to_vec()),
             expires: written.end(),
             stamp: header.stamp,

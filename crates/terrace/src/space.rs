@@ -30,11 +30,10 @@ use crate::loaded::Loaded;
 use crate::many::{self, LoadMany};
 use crate::policy::{Backoff, Policy};
 use crate::probe::{self, Probe};
-use crate::read::{self, Wanted};
+use crate::read;
 use crate::removal;
 use crate::schema::fingerprint;
 use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
-use crate::store::Scope;
 use crate::write::{self, Insert, Settled};
 
 /// A typed namespace of a cache. Cloning it is cheap.
@@ -710,13 +709,8 @@ impl SpaceCore {
         key_name(&self.name, bytes)
     }
 
-    pub(crate) fn wanted(&self, bytes: &[u8]) -> Wanted {
-        Wanted {
-            bytes: bytes.into(),
-            name: self.name_of(bytes),
-            stored: StoredKey::from_prefix(&self.prefix, bytes),
-            is_hashed: key::is_hashed(bytes),
-        }
+    pub(crate) fn stored_key(&self, bytes: &[u8]) -> StoredKey {
+        StoredKey::from_prefix(&self.prefix, bytes)
     }
 
     /// The counters of memory, if there is a memory tier.
@@ -802,7 +796,7 @@ impl Spaces {
         let registered = known.in_order.get(index);
         let counters = registered.map_or(&self.unnamed, |space| &space.counters);
         let state = registered.map(|space| Arc::clone(&space.state)).unwrap_or_default();
-        let confirms = policy.is_strict && core.authority.scope() > Scope::Process;
+        let confirms = policy.is_strict && core.is_shared();
         Arc::new(SpaceCore {
             core: Arc::clone(core),
             // Nobody opens four billion spaces.

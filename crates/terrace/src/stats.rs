@@ -260,13 +260,14 @@ pub(crate) fn bump(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Stripes of a counter: each of the first threads has one to itself, all others share the last.
-const STRIPES: usize = 8;
+/// So many threads have a stripe of each counter to themselves; all others share one.
+const STRIPES: usize = 7;
 
 /// A counter that threads on a hit do not fight for.
 #[derive(Debug, Default)]
 pub(crate) struct Counter {
     stripes: [Stripe; STRIPES],
+    shared: Stripe,
 }
 
 #[derive(Debug, Default)]
@@ -274,29 +275,38 @@ pub(crate) struct Counter {
 struct Stripe(AtomicU64);
 
 impl Counter {
+    #[inline]
     pub(crate) fn bump(&self) {
-        let own = own_stripe();
-        let Some(Stripe(count)) = self.stripes.get(own) else { return };
-        if own == STRIPES - 1 {
-            bump(count);
-        } else {
+        match THREAD.try_with(Cell::get).ok().and_then(|thread| self.stripes.get(thread)) {
             // Nobody else writes here: no need to keep the line while it is counted up.
-            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            Some(Stripe(own)) => own.store(own.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
+            None => self.bump_shared(),
         }
     }
 
+    /// For threads without a stripe of their own, and the first time on those that get one.
+    #[inline(never)]
+    fn bump_shared(&self) {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        let _ = THREAD.try_with(|thread| {
+            if thread.get() == UNNUMBERED {
+                thread.set(THREADS.fetch_add(1, Ordering::Relaxed).min(STRIPES));
+            }
+        });
+        bump(&self.shared.0);
+    }
+
     fn sum(&self) -> u64 {
-        self.stripes.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+        let stripes = self.stripes.iter().chain([&self.shared]);
+        stripes.map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
     }
 }
 
-fn own_stripe() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed).min(STRIPES - 1);
-    }
-    // A thread that ends has no number of its own any more.
-    OWN.try_with(|own| *own).unwrap_or(STRIPES - 1)
+const UNNUMBERED: usize = usize::MAX;
+
+thread_local! {
+    /// The number of this thread, once it has counted something.
+    static THREAD: Cell<usize> = const { Cell::new(UNNUMBERED) };
 }
 
 thread_local! {

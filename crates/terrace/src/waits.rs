@@ -7,13 +7,12 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::flight::Flight;
-use crate::load::Flown;
+use crate::flight::{Flight, Flown};
 
 thread_local! {
     /// The flights whose loader is being polled on this thread.
@@ -55,7 +54,7 @@ pub(crate) fn begin_for(waiting: &Flown, awaited: &Arc<Flight>) -> Result<Wait, 
     if waiting.iter().any(|waiting| waiting.is_urgent()) {
         urge(awaited);
     }
-    Ok(Wait { waiting: Arc::clone(waiting), awaited: Arc::clone(awaited) })
+    Ok(Wait { waiting: waiting.clone(), awaited: Arc::clone(awaited) })
 }
 
 /// Whether the caller runs within a loader.
@@ -64,13 +63,14 @@ pub(crate) fn is_within_load() -> bool {
 }
 
 /// Runs `work`, the loader of these flights.
-pub(crate) async fn within_load<T>(flights: Flown, work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| {
-        let _scope = Scope { outer: replace(Some(Arc::clone(&flights))) };
-        work.as_mut().poll(context)
+pub(crate) fn within_load<T>(
+    flights: Flown,
+    mut work: impl Future<Output = T> + Unpin,
+) -> impl Future<Output = T> + Unpin {
+    std::future::poll_fn(move |context| {
+        let _scope = Scope { outer: replace(Some(flights.clone())) };
+        Pin::new(&mut work).poll(context)
     })
-    .await
 }
 
 /// Puts back what was there before, also when the loader panics.

@@ -1,7 +1,9 @@
 //! A **write**: the line first, then the value, in every tier, with one stamp.
 
+use std::cell::LazyCell;
 use std::future::IntoFuture;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use crate::clock::WallTime;
 use crate::codec::{Codec, ValueCodec};
 use crate::core::{Core, Ticket};
-use crate::entry::{AnyEntry, Entry, Meta, Times};
+use crate::entry::{AnyEntry, Details, Entry, Meta};
 use crate::error::Error;
 use crate::frame::Header;
 use crate::freshness::{Life, Written};
@@ -208,7 +210,7 @@ pub(crate) fn joined_tags(
 
 pub(crate) fn checked_wanted<K: Key + ?Sized>(space: &SpaceCore, key: &K) -> Result<Wanted, Error> {
     let mut buffer = KeyBuffer::default();
-    Ok(space.wanted(space.checked_key(key, &mut buffer)?.bytes))
+    Ok(Wanted::new(space.checked_key(key, &mut buffer)?.bytes))
 }
 
 pub(crate) async fn insert_many<K: Key + ?Sized, V: Send + Sync + 'static>(
@@ -241,7 +243,8 @@ async fn insert<V: Send + Sync + 'static>(
         .into_iter()
         .map(|(wanted, value)| Ok((wanted, encode_first(space, codec, value)?)))
         .collect::<Result<Vec<_>, Error>>()?;
-    let names = entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(&wanted.name))).collect();
+    let names =
+        entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(wanted.name(space)))).collect();
     let invalidated = space.core.invalidate(names).await;
     // Lines of the same batch name only keys of the batch: its last position stamps all.
     let mut ticket = space.core.ticket();
@@ -287,7 +290,7 @@ async fn store<V: Send + Sync + 'static>(
     for (index, tier) in space.core.tiers.iter().enumerate() {
         let Some(codec) = codec else { continue };
         let mut failed: Vec<_> =
-            entries.iter().map(|(wanted, _)| Arc::clone(&wanted.name)).collect();
+            entries.iter().map(|(wanted, _)| Arc::clone(wanted.name(space))).collect();
         if !unwritten.has(index + 1) {
             let puts: Vec<_> = entries
                 .iter()
@@ -305,11 +308,11 @@ async fn store<V: Send + Sync + 'static>(
         let (mut names, mut left) = (Vec::new(), Vec::new());
         for (wanted, fresh) in &entries {
             let (before, meta) = (left.len(), &fresh.entry.meta);
-            let is_left = failed.contains(&wanted.name)
-                || !read::stands(space, &wanted.name, meta.stamp, &meta.tags);
-            left.extend(is_left.then(|| wanted.stored.clone()));
+            let is_left = failed.contains(wanted.name(space))
+                || !read::stands(space, wanted.name(space), meta.stamp, &meta.details().tags);
+            left.extend(is_left.then(|| wanted.stored(space).clone()));
             left.extend(of_other_types(space, wanted));
-            names.extend((left.len() > before).then(|| Name::Key(Arc::clone(&wanted.name))));
+            names.extend((left.len() > before).then(|| Name::Key(Arc::clone(wanted.name(space)))));
         }
         if !left.is_empty() && !take_away(space, tier, index, &left).await {
             away.push(Arc::clone(&tier.name));
@@ -338,12 +341,12 @@ pub(crate) async fn put_all(
     for (wanted, put) in puts {
         match put {
             Some(put) => {
-                names.push(Arc::clone(&wanted.name));
+                names.push(Arc::clone(wanted.name(space)));
                 frames.push(put);
             }
             None => {
                 bump(&counters.refused);
-                failed.push(Arc::clone(&wanted.name));
+                failed.push(Arc::clone(wanted.name(space)));
             }
         }
     }
@@ -400,10 +403,10 @@ pub(crate) async fn undo_if_dead(
 ) {
     if let Some(tier) = space.core.tiers.get(index)
         && !tier.is_authority
-        && !read::stands(space, &wanted.name, stamp, tags)
-        && !take_away(space, tier, index, std::slice::from_ref(&wanted.stored)).await
+        && !read::stands(space, wanted.name(space), stamp, tags)
+        && !take_away(space, tier, index, std::slice::from_ref(wanted.stored(space))).await
     {
-        space.core.hold_back(vec![Name::Key(Arc::clone(&wanted.name))]);
+        space.core.hold_back(vec![Name::Key(Arc::clone(wanted.name(space)))]);
     }
 }
 
@@ -417,9 +420,9 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
 ) -> bool {
     let core = &space.core;
     let Some(memory) = &core.memory else { return false };
-    let name = space.name_of(key.bytes);
     let meta = &entry.meta;
-    let names = Names { key: &name, space: &space.name, tags: &meta.tags };
+    let name = LazyCell::new(|| space.name_of(key.bytes));
+    let names = || Names { key: &name, space: &space.name, tags: &meta.details().tags };
     // Stamp and space are those of the entry itself.
     let attributes = Attributes {
         expires: meta.times.life().stale_until,
@@ -436,8 +439,10 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
                         && !is_outdated_by(space, key, meta, present)
             });
             is_newer
-                && core.permits(ticket, &names)
-                && core.mirror.standing_in_full(meta.stamp, &names) == Standing::Good
+                && core.permits(ticket, names)
+                // Copies keep the stamp of another load.
+                && (meta.stamp == ticket.stamp
+                    || core.mirror.standing_in_full(meta.stamp, &names()) == Standing::Good)
         })
     };
     // A value that had to make room may panic when it is dropped. Nobody counts on this one
@@ -529,16 +534,14 @@ fn encode_first<V>(
 pub(crate) fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
     let (life, written) = new_life(space, options);
     let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
-    let meta = Meta {
-        times: Times::new(life, written),
-        stamp: options.stamp,
+    let details = Details {
         tags: Arc::clone(&options.tags),
         version: options.version.clone(),
         last_modified: options.last_modified,
         is_hashed: options.is_hashed,
-        bytes: space.weight_of::<V>(size),
-        load_time: options.load_time,
     };
+    let meta = Meta::new(options.stamp, life, written, details, space.weight_of::<V>(size))
+        .loaded_in(options.load_time);
     meta.times.set_checked(space.core.clock.tick());
     Fresh { entry: Arc::new(Entry { value: encoded.value, meta }), encoded: encoded.bytes }
 }
@@ -581,9 +584,9 @@ pub(crate) fn put<V>(
         expires: written.expires,
         stale_until: written.stale_until,
         stamp: meta.stamp,
-        last_modified: meta.last_modified,
-        version: meta.version.clone(),
-        tags: Arc::clone(&meta.tags),
+        last_modified: meta.details().last_modified,
+        version: meta.details().version.clone(),
+        tags: Arc::clone(&meta.details().tags),
         dependencies: Arc::default(),
         key: wanted.bytes.to_vec().into(),
     };
@@ -592,9 +595,9 @@ pub(crate) fn put<V>(
         counters.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
         counters.packed_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
     }
-    let tags = Arc::clone(&meta.tags);
+    let tags = Arc::clone(&meta.details().tags);
     let (expires, stamp) = (written.end(), meta.stamp);
-    Some(Put { key: wanted.stored.clone(), frame, expires, stamp, tags })
+    Some(Put { key: wanted.stored(space).clone(), frame, expires, stamp, tags })
 }
 
 /// How long an entry may stay fresh in a tier. None but memory knows when it was read last: in
@@ -619,7 +622,7 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     let wanted = checked_wanted(space, key)?;
     let encoded = encode_first(space, codec, value)?;
     // Writers exclude each other, not loaders: "!" never ends the name of a key.
-    let lock: Arc<str> = format!("{}!", wanted.name).into();
+    let lock: Arc<str> = format!("{}!", wanted.name(space)).into();
     let mut patience = Patience::new(WRITERS_PATIENCE);
     let lease = loop {
         // Whoever comes too late need not wait to be told so.
@@ -636,7 +639,7 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     let inserted = {
         let inserting =
             insert_unless_there(space, codec, key, wanted, encoded, &options, unwritten);
-        while_held([&lease], inserting).await
+        while_held([&lease], pin!(inserting)).await
     };
     lease.release().await;
     inserted
@@ -652,14 +655,14 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
     unwritten: Tiers,
 ) -> Result<bool, Error> {
     let core = &space.core;
-    let name = Name::Set(Arc::clone(&wanted.name));
+    let name = Name::Set(Arc::clone(wanted.name(space)));
     let mut patience = Patience::new(WRITERS_PATIENCE);
     loop {
         let mut ticket = core.ticket();
         if read::exist(space, [key]).await?.contains(&true) {
             return Ok(false);
         }
-        let names = Names { key: &wanted.name, space: &space.name, tags: &[] };
+        let names = Names { key: wanted.name(space), space: &space.name, tags: &[] };
         let append = || core.authority.append_if_unnamed(ticket.stamp, name.clone(), names);
         let appended = core.ask(append).await?;
         if let Some(appended) = appended {

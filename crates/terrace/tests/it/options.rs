@@ -280,7 +280,7 @@ async fn a_refresh_does_not_join_a_load_that_began_before() {
             let (space, next) = (space.clone(), loads.next());
             async move { space.get_or_load("key", next).refresh().await }
         });
-        // It waits for the lease of the key, and not for the answer.
+        // It waits for the end of the other load, and not for its answer.
         let_others_run().await;
         pass.add_permits(1);
         let new = ends("a refresh", refresh).await.unwrap();

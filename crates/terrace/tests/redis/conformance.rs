@@ -62,5 +62,6 @@ async fn valkey_is_a_store() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn valkey_is_an_authority() {
     let server = RedisServer::builder().valkey().start().await.unwrap();
-    conformance::authority(|| async { store(Redis::url(server.url())) as Arc<dyn Authority> }).await;
+    conformance::authority(|| async { store(Redis::url(server.url())) as Arc<dyn Authority> })
+        .await;
 }
