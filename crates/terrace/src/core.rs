@@ -177,7 +177,7 @@ impl Core {
         let position = appended.position;
         if !(self.mirror.apply(&lines) && self.mirror.has_applied(position)) {
             // Others wrote between: their lines come first.
-            let _ = self.follow().await;
+            let _ = self.follow_to(position).await;
         }
         self.drop_from_memory(&lines);
         self.mirror.has_applied(position)
@@ -193,13 +193,23 @@ impl Core {
         followed
     }
 
+    /// The same up to `position` at least: of many who write at once, one asks for all.
+    async fn follow_to(self: &Arc<Self>, position: Stamp) -> Result<(), StoreError> {
+        let _one_at_a_time = self.following.lock().await;
+        if self.mirror.has_applied(position) {
+            return Ok(());
+        }
+        self.follow_to_the_end().await
+    }
+
     async fn follow_to_the_end(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
             match self.ask(self.authority.follow(self.mirror.ticket())).await? {
-                Follow::Lines(lines) if lines.is_empty() => return Ok(()),
+                // Those that come meanwhile are for whoever asks next: there may always be more.
                 Follow::Lines(lines) => {
                     self.mirror.apply(&lines);
                     self.take(&lines).await;
+                    return Ok(());
                 }
                 Follow::Broken => {
                     let snapshot = self.ask(self.authority.snapshot()).await?;
