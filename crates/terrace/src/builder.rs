@@ -209,6 +209,7 @@ impl Builder {
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
             following: tokio::sync::Mutex::new(()),
             heard,
+            is_isolated: AtomicBool::new(false),
             max_isolated: self.max_isolated.unwrap_or(MAX_ISOLATED),
             is_closed: AtomicBool::new(false),
             tiers: tiers.into(),

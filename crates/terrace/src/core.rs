@@ -50,6 +50,8 @@ pub(crate) struct Core {
     pub(crate) following: tokio::sync::Mutex<()>,
     /// When the ledger was heard of last, in milliseconds of elapsed time.
     pub(crate) heard: AtomicU64,
+    /// Whether that is too long ago for anything to be trusted that lines have to reach.
+    pub(crate) is_isolated: AtomicBool,
     /// How long memory is trusted without hearing of the ledger.
     pub(crate) max_isolated: Duration,
     pub(crate) is_closed: AtomicBool,
@@ -252,6 +254,7 @@ impl Core {
                 let applied = catch_panic(Arc::clone(&core).apply_heard(heard)).await;
                 if matches!(applied, Ok(Ok(()))) {
                     core.heard.store(core.clock.tick().as_millis(), Ordering::Relaxed);
+                    core.is_isolated.store(false, Ordering::Relaxed);
                     failures = 0;
                 } else {
                     core.distrust_memory_in_time();
@@ -295,6 +298,8 @@ impl Core {
                 silent_for = ?Duration::from_millis(silent),
                 "the ledger is out of reach: what memory holds is not trusted any longer"
             );
+            // Before: what is there must not come back to memory from stores that heard no more.
+            self.is_isolated.store(true, Ordering::SeqCst);
             self.empty_memory();
             self.heard.store(now, Ordering::Relaxed);
         }
