@@ -5,6 +5,7 @@
 //! | a Redis or Valkey server, to be paused, killed and started again | [`RedisServer`] |
 //! | a network before a server, to be slow, silent, cut or wrong | [`ChaosProxy`] |
 //! | to speak to any server, byte by byte if need be | [`Connection`], [`Reply`] |
+//! | a process of your own, to be stopped and killed as a node of a fleet is | [`TestNode`] |
 //! | to wait for something | [`wait_until`] |
 //!
 //! Servers are processes of their own, on free ports of the loopback device, in temporary
@@ -40,12 +41,14 @@ mod process;
 mod proxy;
 mod reply;
 mod server;
+mod testnode;
 
 pub use connection::Connection;
 pub use error::RigError;
 pub use proxy::{ChaosProxy, Direction};
 pub use reply::Reply;
 pub use server::{RedisServer, RedisServerBuilder, TlsFiles};
+pub use testnode::{Answer, TestNode, monotonic, serve, settings};
 
 /// How long the rig waits for a server to do what takes it milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(20);
