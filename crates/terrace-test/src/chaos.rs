@@ -548,6 +548,10 @@ impl Store for ChaosStore {
         Some(Arc::new(ChaosAuthority { inner, chaos: Arc::clone(&self.chaos) }))
     }
 
+    fn obey_another_ledger(&self) {
+        self.inner.obey_another_ledger();
+    }
+
     fn maintain(&self, now: WallTime) -> StoreResult<'_, ()> {
         self.chaos.relay(Verb::Maintain, move || self.inner.maintain(now))
     }

@@ -193,6 +193,43 @@ impl<K: Clone + Hash + Ord> History<K> {
         self.change(Subject::Many(Box::new(picks)), What::Invalidate)
     }
 
+    /// A call that was made and timed elsewhere: by another process, with positions from a clock
+    /// that all of them share. One without an end was dropped.
+    ///
+    /// Do not mix such positions with those that a history gives out itself.
+    ///
+    /// ```
+    /// use terrace_test::history::{Event, History, Seen};
+    ///
+    /// let history = History::new();
+    /// history.recorded("user:7", 10, Some(20), Event::Write(Some(1)));
+    /// history.recorded("user:7", 30, Some(40), Event::Invalidate);
+    /// history.recorded("user:7", 35, Some(50), Event::Read(Seen::NotFound));
+    /// assert!(history.check().is_ok(), "they overlap");
+    /// history.recorded("user:7", 45, Some(50), Event::Read(Seen::NotFound));
+    /// assert!(history.check().is_err());
+    /// ```
+    pub fn recorded(&self, key: K, begin: u64, end: Option<u64>, event: Event) {
+        let what = match event {
+            Event::Write(version) => What::Write(version),
+            Event::Insert(version) => What::Insert(version),
+            Event::Invalidate => What::Invalidate,
+            Event::Read(seen) => What::Read(seen),
+        };
+        self.record(key, Call { begin, end: end.unwrap_or(NEVER), what });
+    }
+
+    /// The same for an invalidation of every key that `picks` says.
+    pub fn recorded_where(
+        &self,
+        picks: impl Fn(&K) -> bool + Send + Sync + 'static,
+        begin: u64,
+        end: Option<u64>,
+    ) {
+        let call = Call { begin, end: end.unwrap_or(NEVER), what: What::Invalidate };
+        self.wide.lock().push(Wide { picks: Box::new(picks), call });
+    }
+
     /// A read begins.
     pub fn reads(&self, key: K) -> Look<'_, K> {
         Look { history: self, key, begin: self.position() }
@@ -335,6 +372,19 @@ impl<K> Debug for Look<'_, K> {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Look").field("begin", &self.begin).finish_non_exhaustive()
     }
+}
+
+/// What a call did that was [recorded elsewhere](History::recorded).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// It [wrote](History::writes) to the source.
+    Write(Option<u64>),
+    /// It [inserted](History::inserts) into the cache.
+    Insert(u64),
+    /// It [invalidated](History::invalidates).
+    Invalidate,
+    /// It [read](History::reads). One without an end is not possible.
+    Read(Seen),
 }
 
 /// What a read saw.

@@ -9,6 +9,7 @@
 //! | replies that no server gives on request | [`ScriptedServer`] |
 //! | to speak to any server, byte by byte if need be | [`Connection`], [`Reply`] |
 //! | servers that speak TLS | [`Certificates`] |
+//! | a process of your own, to be stopped and killed as a node of a fleet is | [`TestNode`] |
 //! | to wait for something | [`wait_until`] |
 //!
 //! Servers are processes of their own, on free ports of the loopback device, in temporary
@@ -51,6 +52,7 @@ mod reply;
 mod script;
 mod sentinel;
 mod server;
+mod testnode;
 mod tls;
 
 pub use cluster::{Cluster, ClusterBuilder};
@@ -61,6 +63,7 @@ pub use reply::Reply;
 pub use script::{Play, Requests, ScriptedServer};
 pub use sentinel::{Sentinel, SentinelBuilder};
 pub use server::{RedisServer, RedisServerBuilder};
+pub use testnode::{Answer, TestNode, monotonic, serve, settings};
 pub use tls::{Certificates, TlsFiles};
 
 /// How long the rig waits for a server to do what takes it milliseconds on an idle machine.

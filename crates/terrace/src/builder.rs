@@ -211,6 +211,7 @@ impl Builder {
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
             following: tokio::sync::Mutex::new(()),
             heard,
+            is_isolated: AtomicBool::new(false),
             max_isolated: self.max_isolated.unwrap_or(MAX_ISOLATED),
             warned: Mutex::default(),
             is_closed: AtomicBool::new(false),
@@ -262,11 +263,15 @@ fn check_names(tiers: &[(String, Tier)]) -> Result<(), BuildError> {
 /// none can, this process keeps its own.
 fn elect(tiers: &mut [OpenTier], runtime: &dyn Runtime) -> Arc<dyn Authority> {
     let able = tiers.iter_mut().filter_map(|tier| Some((tier.store.authority()?, tier)));
-    match able.max_by_key(|(authority, _)| authority.scope()) {
+    let authority = match able.max_by_key(|(authority, _)| authority.scope()) {
         Some((authority, tier)) => {
             tier.is_authority = true;
             authority
         }
         None => Arc::new(LocalAuthority::new(runtime.random())),
+    };
+    for tier in tiers.iter().filter(|tier| !tier.is_authority) {
+        tier.store.obey_another_ledger();
     }
+    authority
 }

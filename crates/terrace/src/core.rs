@@ -53,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) following: tokio::sync::Mutex<()>,
     /// When the ledger was heard of last, in milliseconds of elapsed time.
     pub(crate) heard: AtomicU64,
+    /// Whether that is too long ago for anything to be trusted that lines have to reach.
+    pub(crate) is_isolated: AtomicBool,
     /// How long memory is trusted without hearing of the ledger.
     pub(crate) max_isolated: Duration,
     /// What endangered the cache when it was looked at last: tier, server, warning.
@@ -210,7 +212,7 @@ impl Core {
         let position = appended.position;
         if !(self.mirror.apply(&lines) && self.mirror.has_applied(position)) {
             // Others wrote between: their lines come first.
-            let _ = self.follow().await;
+            let _ = self.follow_to(position).await;
         }
         self.drop_from_memory(&lines);
         self.mirror.has_applied(position)
@@ -230,13 +232,23 @@ impl Core {
         }
     }
 
+    /// The same up to `position` at least: of many who write at once, one asks for all.
+    async fn follow_to(self: &Arc<Self>, position: Stamp) -> Result<(), StoreError> {
+        let _one_at_a_time = self.following.lock().await;
+        if self.mirror.has_applied(position) {
+            return Ok(());
+        }
+        self.follow_to_the_end().await
+    }
+
     async fn follow_to_the_end(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
             match self.hear(|| self.authority.follow(self.mirror.ticket())).await? {
-                Follow::Lines(lines) if lines.is_empty() => return Ok(()),
+                // Those that come meanwhile are for whoever asks next: there may always be more.
                 Follow::Lines(lines) => {
                     self.mirror.apply(&lines);
                     self.take(&lines).await;
+                    return Ok(());
                 }
                 Follow::Broken => {
                     let snapshot = self.hear(|| self.authority.snapshot()).await?;
@@ -279,6 +291,7 @@ impl Core {
                 let applied = catch_panic(pin!(Arc::clone(&core).apply_heard(heard))).await;
                 if matches!(applied, Ok(Ok(()))) {
                     core.heard.store(core.clock.tick().as_millis(), Ordering::Relaxed);
+                    core.is_isolated.store(false, Ordering::Relaxed);
                     failures = 0;
                 } else {
                     core.distrust_memory_in_time();
@@ -324,6 +337,8 @@ impl Core {
                 silent_for = ?Duration::from_millis(silent),
                 "the ledger is out of reach: what memory holds is not trusted any longer"
             );
+            // Before: what is there must not come back to memory from stores that heard no more.
+            self.is_isolated.store(true, Ordering::SeqCst);
             self.empty_memory();
             self.heard.store(now, Ordering::Relaxed);
         }

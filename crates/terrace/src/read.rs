@@ -1,5 +1,6 @@
 //! A **read**: memory, then each tier below it in order, and the copies upwards.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -350,7 +351,8 @@ fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Fram
         return Freshness::Dead;
     }
     let stamp = frame.header.stamp;
-    if !tier.is_authority && core.mirror.may_have_missed(stamp) {
+    let is_isolated = core.is_isolated.load(Ordering::SeqCst);
+    if !tier.is_authority && (is_isolated || core.mirror.may_have_missed(stamp)) {
         return Freshness::Dead;
     }
     let standing = core.mirror.standing_in_full(stamp, &names);

@@ -71,6 +71,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The ledger that counts is kept elsewhere: from now on, this store ignores the stamps of
+    /// what is put into it, even if it could keep a ledger itself.
+    fn obey_another_ledger(&self) {}
+
     /// By how many milliseconds the clock by which frames are written here is ahead of the
     /// reader's own. Machines that share a store need not agree on the time of day then.
     fn clock_ahead(&self) -> i64 {

@@ -53,6 +53,11 @@ impl Process {
         Ok(Self { child })
     }
 
+    /// One that was started elsewhere.
+    pub(super) fn holding(child: Child) -> Self {
+        Self { child }
+    }
+
     pub(super) fn id(&self) -> u32 {
         self.child.id()
     }

@@ -108,6 +108,8 @@ enum End {
     Close,
     /// At once, with what is called RST.
     Reset,
+    /// Not at all, as far as anybody can tell.
+    Silence,
 }
 
 impl ChaosProxy {
@@ -184,6 +186,14 @@ impl ChaosProxy {
     /// welcome.
     pub async fn close(&self) {
         self.end(End::Close).await;
+    }
+
+    /// All connections that are open fall silent for ever, and stay open; new ones are welcome.
+    /// So does a connection whose state a machine on the way has lost.
+    pub fn silence(&self) {
+        // Of a connection that is new just now, it hears this or is not open yet.
+        let _open = self.shared.open.lock();
+        self.orders.send_replace(End::Silence);
     }
 
     /// From now on nobody listens here: new connections are refused. Open ones go on.
@@ -420,17 +430,39 @@ async fn relay(
         );
         both.err().unwrap_or(End::Close)
     };
-    let end = tokio::select! {
+    let mut end = tokio::select! {
         biased;
         end = ordered => end,
         end = passing => end,
     };
+    if end == End::Silence {
+        end = silence(&mut client, &mut orders).await;
+    }
     for mut stream in [Some(client), server].into_iter().flatten() {
         // It may have ended already.
         let _ = match end {
             End::Reset => stream.set_zero_linger(),
-            End::Close => stream.shutdown().await,
+            End::Close | End::Silence => stream.shutdown().await,
         };
+    }
+}
+
+/// Takes what the client sends and answers nothing, until the client leaves or the connection
+/// is to end.
+async fn silence(client: &mut TcpStream, orders: &mut watch::Receiver<End>) -> End {
+    let mut bytes = vec![0; CHUNK];
+    loop {
+        tokio::select! {
+            read = client.read(&mut bytes) => match read {
+                Ok(0) | Err(_) => return End::Close,
+                Ok(_) => {}
+            },
+            changed = orders.changed() => match changed {
+                Ok(()) if *orders.borrow() == End::Silence => {}
+                Ok(()) => return *orders.borrow(),
+                Err(_) => return End::Close,
+            },
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The Redis tier against real servers, which are paused, killed and cut off: one file per hazard.
 #![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
@@ -11,8 +13,17 @@
 mod away;
 mod clocks;
 mod conformance;
+mod cut;
 mod failover;
 mod fleet;
 mod health;
+mod history;
 mod isolated;
+mod jitter;
+mod play;
+mod race;
+mod resurrection;
+mod source;
+mod stampede;
 mod support;
+mod testnode;

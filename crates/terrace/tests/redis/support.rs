@@ -5,6 +5,48 @@ use std::time::Duration;
 use terrace::{Memory, Redis, Space, Terrace};
 use terrace_test::rig::{Cluster, Sentinel, wait_until};
 
+/// Whether the full counts of docs/reliability.md are wanted.
+pub(crate) fn is_full() -> bool {
+    std::env::var_os("TERRACE_FULL").is_some()
+}
+
+/// Whether the counts for a day or longer are wanted.
+pub(crate) fn is_soak() -> bool {
+    std::env::var_os("TERRACE_SOAK").is_some()
+}
+
+/// A count of docs/reliability.md.
+pub(crate) fn count(everyday: u64, full: u64) -> u64 {
+    if is_full() { full } else { everyday }
+}
+
+/// A time limit of docs/reliability.md: the everyday run may take three times as long.
+pub(crate) fn limit(time: Duration) -> Duration {
+    if is_full() { time } else { 3 * time }
+}
+
+/// Milliseconds.
+pub(crate) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// What `work` brings; a test in which it never ends says so and stops.
+pub(crate) async fn ends<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let patience = Duration::from_secs(60);
+    let Ok(output) = tokio::time::timeout(patience, work).await else { panic!("hung: {what}") };
+    output
+}
+
+/// Random choices that the same seed makes again. The seed is in the output of a
+/// test that fails; `TERRACE_SEED` sets it.
+pub(crate) fn random(what: &str) -> fastrand::Rng {
+    let given = std::env::var("TERRACE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    println!("{what}: TERRACE_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// A cache of memory over the server at `url`, with one space of texts.
@@ -51,6 +93,16 @@ pub(crate) fn primary_of(sentinel: &Sentinel) -> Redis {
 
 pub(crate) fn cluster_of(cluster: &Cluster) -> Redis {
     Redis::cluster(cluster.addresses().into_iter().map(|address| format!("redis://{address}")))
+}
+
+/// Waits until `condition` holds, which it must in time.
+pub(crate) async fn until_within<F: Future<Output = bool>>(
+    within: Duration,
+    what: &str,
+    condition: impl FnMut() -> F,
+) {
+    wait_until(what, within, condition).await.unwrap();
+}
 }
 
 /// Waits until `condition` holds, for as long as an idle machine would never need.

@@ -335,13 +335,17 @@ impl Authority for RedisStore {
             loop {
                 // However many there are, the server answers others in between.
                 match self.follow_from(here).await? {
-                    Follow::Lines(more) => match more.last() {
-                        Some(last) => {
+                    Follow::Lines(more) => {
+                        let is_all = more.len() < LINES_AT_ONCE;
+                        if let Some(last) = more.last() {
                             here.number = last.number;
-                            lines.extend(more);
                         }
-                        None => return Ok(Follow::Lines(lines)),
-                    },
+                        lines.extend(more);
+                        // Others may write all the time: what comes meanwhile is not waited for.
+                        if is_all {
+                            return Ok(Follow::Lines(lines));
+                        }
+                    }
                     Follow::Broken => return Ok(Follow::Broken),
                 }
             }
