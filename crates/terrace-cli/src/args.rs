@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Stats(Stats),
     /// Ask Redis or Valkey servers how they are, and whether their settings suit a cache
     Health(Health),
+    /// Print the command that gives a user on Redis the rights that a tier needs
+    Acl(Acl),
 }
 
 /// Run real queries through memory, disk and source, and show what each of them costs.
@@ -258,6 +260,35 @@ pub(crate) struct Health {
     /// How long an answer is waited for
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     pub(crate) deadline: Duration,
+}
+
+/// Print the command that gives a user on Redis the rights that a tier needs.
+///
+/// Give it to the server with a password in the place of PASSWORD. The user may read and write the
+/// keys of the cache and see how the server is, and nothing else.
+#[derive(Args, Debug)]
+#[command(after_help = help_with!(
+    "  terrace acl
+  terrace acl --user shop --prefix shop:
+  terrace acl | sed \"s/PASSWORD/$SECRET/\" | redis-cli
+"
+))]
+pub(crate) struct Acl {
+    /// The name of the user
+    #[arg(long, value_name = "NAME", default_value = "terrace", value_parser = one_word)]
+    pub(crate) user: String,
+
+    /// What every key of the tier begins with
+    #[arg(long, value_name = "TEXT", default_value = "terrace:", value_parser = one_word)]
+    pub(crate) prefix: String,
+}
+
+/// What the server could take for more than one word would mean something else.
+fn one_word(text: &str) -> Result<String, String> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("one word of printable ASCII characters is needed".into());
+    }
+    Ok(text.to_owned())
 }
 
 /// Where the cache is.

@@ -1,5 +1,6 @@
 //! The **commands**, one a file.
 
+mod acl;
 mod demo;
 mod get;
 mod health;
@@ -16,6 +17,7 @@ use crate::output::Output;
 /// Does what was asked for.
 pub(crate) fn run(command: &Command, output: &mut Output) -> Result<(), Failure> {
     match command {
+        Command::Acl(args) => acl::run(args, output),
         Command::Demo(args) => demo::run(args, output),
         Command::Get(args) => small_runtime()?.block_on(get::run(args, output)),
         Command::Set(args) => small_runtime()?.block_on(set::run(args, output)),

@@ -96,7 +96,7 @@ impl Core {
     }
 
     /// The tier whose store keeps the ledger.
-    fn keeper(&self) -> Option<&OpenTier> {
+    pub(crate) fn keeper(&self) -> Option<&OpenTier> {
         self.tiers.iter().find(|tier| tier.is_authority)
     }
 

@@ -288,6 +288,11 @@ impl Guard {
         self.circuit.as_ref().is_some_and(|circuit| circuit.is_shut(self.clock.tick()))
     }
 
+    /// Whether the last exchange that told anything of the store was a failure.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.circuit.as_ref().is_some_and(Circuit::is_failing)
+    }
+
     fn state(&self) -> BreakerState {
         self.circuit.as_ref().map_or(BreakerState::Off, Circuit::state)
     }

@@ -251,6 +251,11 @@ impl Circuit {
         }
     }
 
+    /// Whether the last answer is missing.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.in_a_row.load(Ordering::Relaxed) != 0
+    }
+
     pub(crate) fn opened(&self) -> u64 {
         self.opened.load(Ordering::Relaxed)
     }

@@ -36,7 +36,7 @@ use crate::error::BuildError;
 use crate::key::StoredKey;
 use crate::store::{Health, Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
 use apart::Apart;
-use endpoint::Target;
+use endpoint::{Access, Target};
 use ledger::{Known, LedgerKeys};
 use link::{Link, Links};
 use reply::bulk;
@@ -58,6 +58,7 @@ use walk::Walks;
 #[derive(Clone)]
 pub struct Redis {
     target: Target,
+    access: Access,
     prefix: String,
     connections: usize,
     pub(crate) max_value_bytes: usize,
@@ -103,11 +104,70 @@ impl Redis {
     fn at(target: Target) -> Self {
         Self {
             target,
+            access: Access::default(),
             prefix: "terrace:".into(),
             connections: 1,
             max_value_bytes: 1 << 20,
             told_time: false,
         }
+    }
+
+    /// Asks for the user and the password each time that it connects, in place of those in the
+    /// address: they may change while the cache is in use.
+    ///
+    /// A password that the server has replaced is presented no longer than until the server ends the
+    /// connection that it once opened. Servers do not do so by themselves: `CLIENT KILL USER`
+    /// does. It must not block. Sentinels are asked as their own addresses say.
+    ///
+    /// ```
+    /// use terrace::Redis;
+    ///
+    /// let secret = || std::fs::read_to_string("/run/secrets/redis").unwrap_or_default();
+    /// let redis = Redis::url("redis://cache.internal").credentials(move || ("terrace".into(), secret()));
+    /// ```
+    #[must_use]
+    pub fn credentials(
+        mut self,
+        ask: impl Fn() -> (String, String) + Send + Sync + 'static,
+    ) -> Self {
+        self.access.credentials = Some(Arc::new(ask));
+        self
+    }
+
+    /// Trusts servers whose certificate this authority has signed, and no others: in PEM. Those
+    /// that the machine trusts, unless set. The address has to begin with `rediss://`.
+    #[must_use]
+    pub fn root_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.access.root_certificate = Some(pem.into());
+        self
+    }
+
+    /// Shows this certificate to a server that asks for one; both it and its key in PEM.
+    #[must_use]
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.access.client_certificate = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// The command that makes a user on the server with the rights that this tier needs, and no
+    /// others: `ACL SETUSER …`. Put the password in the place of `PASSWORD`.
+    ///
+    /// The user may read and write keys that begin with this tier's prefix, run the scripts of this
+    /// tier on them, and see how the server is. It may not see other keys or channels, nor change
+    /// anything of the server.
+    ///
+    /// ```
+    /// let rights = terrace::Redis::url("redis://localhost").acl("terrace");
+    /// assert!(rights.starts_with("ACL SETUSER terrace reset on >PASSWORD ~terrace:* -@all +get "));
+    /// ```
+    #[must_use]
+    pub fn acl(&self, user: &str) -> String {
+        let prefix = walk::escaped(&self.prefix);
+        format!("ACL SETUSER {user} reset on >PASSWORD ~{prefix}* -@all +{}", RIGHTS.join(" +"))
     }
 
     /// What every key of this tier begins with on the server: `terrace:` unless set. Caches with
@@ -147,6 +207,46 @@ impl Redis {
         RedisStore::open(self, clock)
     }
 }
+
+/// The commands of this tier, those of its scripts included.
+const RIGHTS: &[&str] = &[
+    "get",
+    "mget",
+    "set",
+    "unlink",
+    "strlen",
+    "exists",
+    "pexpire",
+    "scan",
+    "dbsize",
+    "time",
+    "ping",
+    "info",
+    "role",
+    "hello",
+    "cluster|slots",
+    "cluster|shards",
+    "cluster|nodes",
+    "asking",
+    "evalsha",
+    "script|load",
+    "xadd",
+    "xread",
+    "xrange",
+    "xrevrange",
+    "hget",
+    "hincrby",
+    "hmget",
+    "hset",
+    "hlen",
+    "zadd",
+    "zcard",
+    "zrange",
+    "zrangebyscore",
+    "zscore",
+    "zremrangebyrank",
+    "zremrangebyscore",
+];
 
 /// Addresses are shown without what they say about passwords.
 impl fmt::Debug for Redis {
@@ -193,7 +293,7 @@ const PUTS_AT_ONCE: usize = 64;
 
 impl RedisStore {
     fn open(settings: &Redis, clock: Arc<dyn Clock>) -> Result<Self, BuildError> {
-        let links = Links::start(&settings.target)?;
+        let links = Links::start(&settings.target, &settings.access)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 prefix: settings.prefix.clone(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use terrace::{Memory, Redis, Space, Terrace};
+use terrace::{BreakerState, Memory, Redis, Space, Terrace};
 use terrace_test::rig::{Cluster, Sentinel, wait_until};
 
 /// Whether the full counts of docs/reliability.md are wanted.
@@ -67,6 +67,10 @@ impl Node {
             .build()
             .await
             .unwrap();
+        Self::of(terrace)
+    }
+
+    pub(crate) fn of(terrace: Terrace) -> Self {
         let texts = terrace.space::<str, String>("texts").ttl(HOUR).build().unwrap();
         Self { terrace, texts }
     }
@@ -108,4 +112,30 @@ pub(crate) async fn until_within<F: Future<Output = bool>>(
 /// Waits until `condition` holds, for as long as an idle machine would never need.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     wait_until(what, Duration::from_secs(20), condition).await.unwrap();
+}
+
+/// Whether the full counts of docs/reliability.md are wanted.
+pub(crate) fn is_full() -> bool {
+    std::env::var_os("TERRACE_FULL").is_some()
+}
+
+pub(crate) fn counted<T>(everyday: T, full: T) -> T {
+    if is_full() { full } else { everyday }
+}
+
+/// A limit as docs/reliability.md gives it: three times as long on a machine that is busy.
+pub(crate) fn limit(limit: Duration) -> Duration {
+    limit * counted(3, 1)
+}
+
+/// The time that 99 of 100 did not exceed.
+pub(crate) fn p99(times: &mut [Duration]) -> Duration {
+    assert!(!times.is_empty(), "nothing was measured");
+    times.sort_unstable();
+    times[(times.len() - 1) * 99 / 100]
+}
+
+/// The state of the breaker before the tier below memory.
+pub(crate) async fn breaker(terrace: &Terrace) -> BreakerState {
+    terrace.stats().await.tiers[1].guard.breaker
 }

@@ -1,6 +1,7 @@
 //! The **endpoint**: where the server is, and how to connect to it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -9,8 +10,8 @@ use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, IntoConnectionInfo, Pipeline,
-    ProtocolVersion, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, TlsCertificates, Value,
 };
 use tokio::time::timeout;
 
@@ -23,6 +24,70 @@ pub(super) const CONNECTING: Duration = Duration::from_secs(1);
 
 /// The host and port of a server.
 pub(super) type Node = (String, u16);
+
+/// Who we are, asked for each time that we connect.
+pub(super) type Credentials = Arc<dyn Fn() -> (String, String) + Send + Sync>;
+
+/// What a server wants to see, and what we want to see of it, beside the address.
+#[derive(Clone, Default)]
+pub(super) struct Access {
+    pub(super) credentials: Option<Credentials>,
+    /// In PEM, in place of the authorities that the machine trusts.
+    pub(super) root_certificate: Option<Vec<u8>>,
+    /// A certificate and its key, in PEM.
+    pub(super) client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Access {
+    /// Whether an endpoint that was made before is not the one to connect to now.
+    pub(super) fn changes(&self) -> bool {
+        self.credentials.is_some()
+    }
+
+    fn certificates(&self) -> Option<TlsCertificates> {
+        if self.root_certificate.is_none() && self.client_certificate.is_none() {
+            return None;
+        }
+        let client_tls = self.client_certificate.clone();
+        let client_tls =
+            client_tls.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+        Some(TlsCertificates { client_tls, root_cert: self.root_certificate.clone() })
+    }
+
+    /// How to connect to the server at `url`, as whom, with the settings of the sockets.
+    fn info(&self, url: &str) -> redis::RedisResult<ConnectionInfo> {
+        let mut info = info(url)?;
+        if let Some(credentials) = &self.credentials {
+            let (user, password) = credentials();
+            let settings = info.redis_settings().clone();
+            info = info.set_redis_settings(settings.set_username(user).set_password(password));
+        }
+        self.trusting(info)
+    }
+
+    /// The same with certificates.
+    fn trusting(&self, info: ConnectionInfo) -> redis::RedisResult<ConnectionInfo> {
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            install_cryptography();
+        }
+        match self.certificates() {
+            // Refuses an address without TLS: whoever has certificates wants them looked at.
+            Some(certificates) => {
+                Ok(Client::build_with_tls(info, certificates)?.get_connection_info().clone())
+            }
+            None => Ok(info),
+        }
+    }
+}
+
+/// The client library takes the process's own, if it has chosen one: it may have several, and
+/// none of them is chosen by itself then.
+fn install_cryptography() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Somebody else may have been quicker.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+}
 
 /// Where the server is.
 #[derive(Clone)]
@@ -78,28 +143,32 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn of(target: &Target) -> redis::RedisResult<Self> {
+    pub(super) fn of(target: &Target, access: &Access) -> redis::RedisResult<Self> {
         match target {
-            Target::Server(url) => Ok(Self::Server(Client::open(info(url)?)?)),
+            Target::Server(url) => Ok(Self::Server(Client::open(access.info(url)?)?)),
             Target::Sentinels { sentinels, service, server } => {
+                // Sentinels have users of their own, which their addresses name.
                 let all = sentinels.iter().map(|url| Client::open(info(url)?));
                 let all = all.collect::<Result<_, _>>()?;
-                let server = info(server.as_deref().unwrap_or("redis://primary"))?;
+                let server = access.info(server.as_deref().unwrap_or("redis://primary"))?;
                 Ok(Self::Sentinels(Sentinels { all, service: service.clone(), server }))
             }
             Target::Cluster(nodes) => {
-                let nodes = nodes.iter().map(|url| info(url)).collect::<Result<Vec<_>, _>>()?;
+                let nodes =
+                    nodes.iter().map(|url| access.info(url)).collect::<Result<Vec<_>, _>>()?;
                 let sockets = nodes.first().map(|info| info.tcp_settings().clone());
-                let client = ClusterClient::builder(nodes)
+                let mut client = ClusterClient::builder(nodes)
                     .tcp_settings(sockets.unwrap_or_default())
                     .connection_timeout(CONNECTING)
                     .retries(3)
                     .min_retry_wait(20)
                     .max_retry_wait(200)
                     // One that is lost is noticed by what the server pushes, too.
-                    .use_protocol(ProtocolVersion::RESP3)
-                    .build()?;
-                Ok(Self::Cluster(client))
+                    .use_protocol(ProtocolVersion::RESP3);
+                if let Some(certificates) = access.certificates() {
+                    client = client.certs(certificates);
+                }
+                Ok(Self::Cluster(client.build()?))
             }
         }
     }
@@ -201,6 +270,7 @@ fn info(url: &str) -> redis::RedisResult<ConnectionInfo> {
     let settings = TcpSettings::default().set_nodelay(true).set_keepalive(alive);
     #[cfg(target_os = "linux")]
     let settings = settings.set_user_timeout(Duration::from_secs(5));
-    let redis = info.redis_settings().clone().set_lib_name("terrace", env!("CARGO_PKG_VERSION"));
+    // Old servers know no right to say only that, and new ones would log that it is denied.
+    let redis = info.redis_settings().clone().set_skip_set_lib_name();
     Ok(info.set_tcp_settings(settings).set_redis_settings(redis))
 }

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 
 use super::apart::{Range, primaries};
-use super::endpoint::{Connection, Endpoint, Node, Target};
+use super::endpoint::{Access, Connection, Endpoint, Node, Target};
 use super::reply::{self, Verdict};
 use crate::error::BuildError;
 use crate::store::{StoreError, StoreErrorKind};
@@ -42,6 +43,7 @@ const ALIVE: Duration = Duration::from_secs(1);
 /// What the links of one store share: the server's address and the thread.
 pub(super) struct Links {
     endpoint: Arc<Endpoint>,
+    address: Arc<(Target, Access)>,
     thread: Arc<Thread>,
 }
 
@@ -66,8 +68,8 @@ impl Thread {
 }
 
 impl Links {
-    pub(super) fn start(target: &Target) -> Result<Self, BuildError> {
-        let endpoint = Endpoint::of(target).map_err(|error| BuildError::Address {
+    pub(super) fn start(target: &Target, access: &Access) -> Result<Self, BuildError> {
+        let endpoint = Endpoint::of(target, access).map_err(|error| BuildError::Address {
             address: format!("{target:?}"),
             reason: error.to_string(),
         })?;
@@ -75,13 +77,15 @@ impl Links {
             address: format!("{target:?}"),
             reason: format!("no thread can be started for its connections: {error}"),
         })?;
-        Ok(Self { endpoint: Arc::new(endpoint), thread: Arc::new(thread) })
+        let address = Arc::new((target.clone(), access.clone()));
+        Ok(Self { endpoint: Arc::new(endpoint), address, thread: Arc::new(thread) })
     }
 
     /// A link of so many connections, which are made at once, in the background.
     pub(super) fn link(&self, connections: usize) -> Link {
         let shared = Arc::new(Shared {
             endpoint: Arc::clone(&self.endpoint),
+            address: Arc::clone(&self.address),
             thread: Arc::clone(&self.thread),
             count: connections,
             state: Mutex::new(State::Connecting),
@@ -104,6 +108,7 @@ pub(super) struct Link {
 
 struct Shared {
     endpoint: Arc<Endpoint>,
+    address: Arc<(Target, Access)>,
     thread: Arc<Thread>,
     count: usize,
     state: Mutex<State>,
@@ -332,6 +337,22 @@ impl Shared {
         self.thread.handle.spawn(connect(Arc::downgrade(self), wait));
     }
 
+    /// New connections, with the credentials of this moment.
+    async fn connections(&self) -> Result<(Vec<Connection>, Option<Node>), StoreError> {
+        let (target, access) = &*self.address;
+        if !access.changes() {
+            return self.endpoint.connect(self.count).await;
+        }
+        // Whoever is asked for them may panic, and this thread serves everybody.
+        let endpoint = catch_unwind(AssertUnwindSafe(|| Endpoint::of(target, access)));
+        let Ok(endpoint) = endpoint else {
+            return Err(StoreError::new(StoreErrorKind::Denied, "ask for the credentials"));
+        };
+        let endpoint =
+            endpoint.map_err(|error| reply::classify(error, "connect to the server").0)?;
+        endpoint.connect(self.count).await
+    }
+
     fn has(&self, connections: &Arc<Connections>) -> bool {
         self.state.lock().has(connections)
     }
@@ -353,7 +374,7 @@ async fn connect(shared: Weak<Shared>, mut wait: Duration) {
     loop {
         tokio::time::sleep(wait).await;
         let Some(shared) = shared.upgrade() else { return };
-        match shared.endpoint.connect(shared.count).await {
+        match shared.connections().await {
             Ok((all, leads_to)) => {
                 tracing::debug!(server = ?shared.endpoint, "connected");
                 let connections = Arc::new(Connections { all, since: Instant::now() });

@@ -201,7 +201,7 @@ pub(super) async fn usage(store: &RedisStore) -> Result<Usage, StoreError> {
 }
 
 /// A text as a pattern that matches nothing else.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for character in text.chars() {
         if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
