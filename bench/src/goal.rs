@@ -14,6 +14,8 @@ pub enum Goal {
     Ratio { against: &'static str, at_least: f64 },
     /// Our own value of a metric is at most this.
     Value { metric: &'static str, at_most: f64 },
+    /// Our own value of a metric is at least this.
+    Least { metric: &'static str, at_least: f64 },
 }
 
 impl Goal {
@@ -43,21 +45,31 @@ impl Goal {
                 };
                 Some(record(case, Some(them), "ratio", at_least, Some(value), reached))
             }
-            Self::Value { metric: of, at_most } => {
-                let found = records.iter().find_map(|record| match record {
-                    Record::Value { engine, metric, value, .. }
-                        if engine == OURS && metric == of =>
-                    {
-                        Some(*value)
-                    }
-                    _ => None,
-                });
-                let is_reached = found.is_some_and(|value| value <= at_most);
-                let reached = if is_reached { Reached::Yes } else { Reached::No };
-                Some(record(case, None, of, at_most, found, reached))
+            Self::Value { metric, at_most } => {
+                let found = our_value(records, metric);
+                let reached = Reached::by(found.is_some_and(|value| value <= at_most));
+                Some(record(case, None, metric, at_most, found, reached))
+            }
+            Self::Least { metric, at_least } => {
+                let found = our_value(records, metric);
+                let reached = Reached::by(found.is_some_and(|value| value >= at_least));
+                let mut judged = record(case, None, metric, at_least, found, reached);
+                if let Record::Goal { or_more, .. } = &mut judged {
+                    *or_more = true;
+                }
+                Some(judged)
             }
         }
     }
+}
+
+fn our_value(records: &[Record], of: &str) -> Option<f64> {
+    records.iter().find_map(|record| match record {
+        Record::Value { engine, metric, value, .. } if engine == OURS && metric == of => {
+            Some(*value)
+        }
+        _ => None,
+    })
 }
 
 /// Whether a goal is reached.
@@ -70,6 +82,10 @@ enum Reached {
 }
 
 impl Reached {
+    fn by(is_reached: bool) -> Self {
+        if is_reached { Self::Yes } else { Self::No }
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::Yes => MET,
@@ -100,6 +116,7 @@ fn record(
         against: against.map(str::to_owned),
         metric: "goal".into(),
         of: of.into(),
+        or_more: false,
         wanted,
         value: value.map(rounded),
         verdict: reached.word().into(),
@@ -141,6 +158,11 @@ mod tests {
         let ours = |value| [theirs.clone(), Record::value(&CASE, OURS, "1", NS, value)];
         assert_eq!(verdict(goal, &ours(5.0)).as_deref(), Some("met"));
         assert_eq!(verdict(goal, &ours(5.1)).as_deref(), Some("MISSED"));
+        assert_eq!(verdict(goal, std::slice::from_ref(&theirs)).as_deref(), Some("MISSED"));
+
+        let goal = Goal::Least { metric: "ns", at_least: 5.0 };
+        assert_eq!(verdict(goal, &ours(5.0)).as_deref(), Some("met"));
+        assert_eq!(verdict(goal, &ours(4.9)).as_deref(), Some("MISSED"));
         assert_eq!(verdict(goal, &[theirs]).as_deref(), Some("MISSED"));
     }
 

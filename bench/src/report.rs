@@ -51,8 +51,11 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         against: Option<String>,
         metric: String,
-        /// What it is about: a ratio, which is to be this or more, or a metric, this or less.
+        /// What it is about: a ratio, which is to be this or more, or a metric, this or less
+        /// unless `or_more` says otherwise.
         of: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        or_more: bool,
         wanted: f64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         value: Option<f64>,
@@ -222,9 +225,12 @@ fn shown(value: f64) -> String {
 
 /// A goal in words; nothing if it is none.
 fn goal(record: &Record) -> Option<String> {
-    let Record::Goal { against, of, wanted, value, verdict, .. } = record else { return None };
+    let Record::Goal { against, of, or_more, wanted, value, verdict, .. } = record else {
+        return None;
+    };
     let wanted = match against {
         Some(against) => format!("{} or more against {against}", shown(*wanted)),
+        None if *or_more => format!("{of} {} or more", shown(*wanted)),
         None => format!("{of} {} or less", shown(*wanted)),
     };
     let found = value.map_or_else(|| "nothing".to_owned(), shown);
@@ -268,14 +274,19 @@ mod tests {
         let goal = twice.judged(&CASE, std::slice::from_ref(&ratio)).unwrap();
         let one = Goal::Value { metric: "mops", at_most: 1.0 };
         let ours = one.judged(&CASE, &[]).unwrap();
+        let least = Goal::Least { metric: "mops", at_least: 1.0 };
+        let least = least.judged(&CASE, &[]).unwrap();
         let expected = [
             r#"{"suite":"memory","case":"hit","engine":"quick_cache","version":"0.7.0","metric":"mops","value":33.1,"unit":"Mops/s"}"#,
             r#"{"suite":"memory","case":"hit","engine":"terrace","against":"moka","metric":"ratio","value":1.62,"low":1.55,"high":1.7}"#,
             r#"{"suite":"memory","case":"hit","engine":"moka","version":"0.12","metric":"skipped","reason":"no room"}"#,
             r#"{"suite":"memory","case":"hit","engine":"terrace","against":"moka","metric":"goal","of":"ratio","wanted":2.0,"value":1.62,"verdict":"MISSED"}"#,
             r#"{"suite":"memory","case":"hit","engine":"terrace","metric":"goal","of":"mops","wanted":1.0,"verdict":"MISSED"}"#,
+            r#"{"suite":"memory","case":"hit","engine":"terrace","metric":"goal","of":"mops","or_more":true,"wanted":1.0,"verdict":"MISSED"}"#,
         ];
-        for (record, expected) in [value, ratio, skipped, goal, ours].into_iter().zip(expected) {
+        for (record, expected) in
+            [value, ratio, skipped, goal, ours, least].into_iter().zip(expected)
+        {
             let line = serde_json::to_string(&record).unwrap();
             assert_eq!(line, expected);
             assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);

@@ -1,6 +1,7 @@
 //! Who takes part, one engine a file, and what a suite asks of an engine.
 
 pub mod amalgam;
+pub mod bare_redis;
 pub mod bare_sqlite;
 pub mod cached;
 pub mod cachet;
@@ -10,6 +11,7 @@ pub mod moka;
 pub mod quick_cache;
 pub mod rwlock_hashmap;
 pub mod terrace;
+pub mod terrace_redis;
 pub mod tinyufo;
 
 use std::future::Future;
@@ -129,4 +131,50 @@ pub trait Disk: Send + Sync + Sized + 'static {
     fn close(self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
+}
+
+/// Values on a server.
+pub trait Remote: Clone + Send + Sync + 'static {
+    const NAME: &'static str;
+
+    fn version() -> &'static str;
+
+    /// What `look` makes of the value under a key.
+    fn get<T>(
+        &self,
+        key: &str,
+        look: impl FnOnce(&[u8]) -> T + Send,
+    ) -> impl Future<Output = Result<Option<T>>> + Send;
+
+    /// Stores a value for an hour.
+    fn set(&self, key: &str, value: &Bytes) -> impl Future<Output = Result<()>> + Send;
+
+    /// Has `look` see the values under many keys, by their places among them, in one exchange.
+    fn get_many(
+        &self,
+        keys: &[&str],
+        look: impl FnMut(usize, &[u8]) + Send,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// One that invalidates, and others that follow.
+pub trait Following {
+    const NAME: &'static str;
+
+    type Writer: Invalidating;
+
+    fn version() -> &'static str;
+
+    /// Has every follower know these keys.
+    fn fill(&mut self, keys: &[String]) -> impl Future<Output = Result<()>> + Send;
+
+    fn writer(&self) -> Self::Writer;
+
+    /// Whether what a follower knew of a key is gone.
+    fn has_heard(&mut self, follower: usize, key: &str) -> bool;
+}
+
+/// The one that invalidates.
+pub trait Invalidating: Clone + Send + Sync + 'static {
+    fn invalidate(&self, key: &str) -> impl Future<Output = Result<()>> + Send;
 }

@@ -5,6 +5,7 @@ pub mod footprint;
 pub mod hit_path;
 pub mod hit_ratio;
 pub mod memory;
+pub mod redis;
 pub mod stampede;
 
 use std::path::PathBuf;
@@ -103,7 +104,13 @@ pub const SUITES: &[Suite] = &[
         cases: disk::CASES,
         run: disk::run,
     },
+    Suite {
+        name: redis::SUITE,
+        about: "reads, writes and invalidations of the Redis tier",
+        cases: redis::CASES,
+        run: redis::run,
+    },
 ];
 
 /// The suites that come with the parts that they measure.
-pub const LATER: &[&str] = &["redis", "tags", "sql", "http"];
+pub const LATER: &[&str] = &["tags", "sql", "http"];
