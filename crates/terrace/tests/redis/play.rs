@@ -2,7 +2,7 @@
 //!
 //! `play history SEED CALLS KEYS TASKS NODE FILE` reads and changes keys, and writes a line for each call to
 //! a file: what it was, its key, what it brought or saw, when it began and ended by the clock of
-//! the machine (an end of 0: nobody knows). `play updates SEED CALLS KEYS TASKS NODE` inserts.
+//! the machine (an end of 0: nobody knows). `play updates SEED CALLS KEYS TASKS NODE` inserts. Both answer with how many inserts settled.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ struct Stage {
     keys: u64,
     node: u64,
     next: AtomicU64,
+    /// Inserts that settled.
+    settled: AtomicU64,
     lines: Mutex<String>,
 }
 
@@ -45,6 +47,7 @@ pub(crate) async fn play(bed: &Arc<Bed>, words: &[&str]) -> String {
         keys,
         node,
         next: AtomicU64::new(1),
+        settled: AtomicU64::new(0),
         lines: Mutex::default(),
     });
     let mut random = fastrand::Rng::with_seed(seed);
@@ -74,7 +77,7 @@ pub(crate) async fn play(bed: &Arc<Bed>, words: &[&str]) -> String {
         let lines = std::mem::take(&mut *stage.lines.lock());
         std::fs::File::create(words[6]).unwrap().write_all(lines.as_bytes()).unwrap();
     }
-    "done".into()
+    stage.settled.load(Ordering::Relaxed).to_string()
 }
 
 impl Stage {
@@ -151,6 +154,7 @@ impl Stage {
         let begin = monotonic();
         let inserting = self.bed.space.insert(&key, (key, version)).tags([tag(key)]);
         let settled = inserting.await.unwrap();
+        self.settled.fetch_add(u64::from(settled.is_settled()), Ordering::Relaxed);
         self.note(INSERT, key, version, begin, settled == Settled::Settled);
     }
 
