@@ -245,8 +245,14 @@ pub(crate) struct Stats {
 ))]
 pub(crate) struct Health {
     /// The server; with --cluster or --sentinel each of those that may be asked
-    #[arg(long = "url", value_name = "URL", env = "TERRACE_REDIS", hide_env_values = true,
-          value_delimiter = ',', required = true)]
+    #[arg(
+        long = "url",
+        value_name = "URL",
+        env = "TERRACE_REDIS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        required = true
+    )]
     pub(crate) urls: Vec<String>,
 
     /// The servers are nodes of a cluster

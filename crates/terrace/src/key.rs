@@ -289,7 +289,7 @@ impl StoredKey {
     /// The name, and the schema as 16 digits.
     #[cfg(feature = "redis")]
     pub(crate) fn name_and_schema(&self) -> (Arc<str>, &str) {
-        let schema = self.text.splitn(5, ':').nth(3).unwrap_or_default();
+        let schema = self.text.split(':').nth(3).unwrap_or_default();
         (self.name(), schema)
     }
 

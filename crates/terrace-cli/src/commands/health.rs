@@ -80,7 +80,11 @@ fn text(node: &NodeHealth, output: &mut Output) -> Result<(), Failure> {
         output.line(format_args!("  {name:<14} {}", printable(value)))?;
     }
     for warning in &node.warnings {
-        output.line(format_args!("  {} {}", style.paint(YELLOW, "warning:"), printable(warning)))?;
+        output.line(format_args!(
+            "  {} {}",
+            style.paint(YELLOW, "warning:"),
+            printable(warning)
+        ))?;
     }
     Ok(())
 }

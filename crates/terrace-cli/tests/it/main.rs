@@ -22,7 +22,11 @@ use serde_json::Value;
 /// The program, with nothing in its environment that could change what it does.
 fn terrace() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_terrace"));
-    command.env_remove("TERRACE_DIR").env_remove("TERRACE_REDIS").env_remove("NO_COLOR").stdin(Stdio::null());
+    command
+        .env_remove("TERRACE_DIR")
+        .env_remove("TERRACE_REDIS")
+        .env_remove("NO_COLOR")
+        .stdin(Stdio::null());
     command
 }
 

@@ -107,18 +107,13 @@ pub(crate) async fn until_within<F: Future<Output = bool>>(
 ) {
     wait_until(what, within, condition).await.unwrap();
 }
-}
 
 /// Waits until `condition` holds, for as long as an idle machine would never need.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     wait_until(what, Duration::from_secs(20), condition).await.unwrap();
 }
 
-/// Whether the full counts of docs/reliability.md are wanted.
-pub(crate) fn is_full() -> bool {
-    std::env::var_os("TERRACE_FULL").is_some()
-}
-
+/// A count, a time or a share of docs/reliability.md.
 pub(crate) fn counted<T>(everyday: T, full: T) -> T {
     if is_full() { full } else { everyday }
 }

@@ -190,8 +190,13 @@ impl RedisStore {
         }
         let lines = read_lines(lines, DOING)?;
         let tip = text(tip, DOING)?;
-        let after = lines.first().map_or(&tip, |line| &line.after);
-        if known.is_some_and(|known| known != *after) {
+        // Lines that were trimmed away are a gap, and say nothing of the chain.
+        let after = match lines.first() {
+            Some(line) if line.line.number == position.number + 1 => Some(&line.after),
+            Some(_) => None,
+            None => Some(&tip),
+        };
+        if known.zip(after).is_some_and(|(known, after)| known != *after) {
             self.distrust(incarnation).await?;
             return Ok(Follow::Broken);
         }

@@ -19,11 +19,12 @@ use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{Cmd, Pipeline, Value};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::apart::{Range, primaries};
 use super::endpoint::{Access, Connection, Endpoint, Node, Target};
 use super::reply::{self, Verdict};
+use crate::clock::{Clock as _, SystemClock};
 use crate::error::BuildError;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -93,6 +94,7 @@ impl Links {
             next: AtomicUsize::new(0),
             silent: AtomicU32::new(0),
             is_probing: AtomicBool::new(false),
+            clock: SystemClock::new(),
         });
         let task = connect(Arc::downgrade(&shared), Duration::ZERO);
         self.thread.handle.spawn(task);
@@ -118,6 +120,8 @@ struct Shared {
     /// Questions in a row that were given up without an answer.
     silent: AtomicU32,
     is_probing: AtomicBool,
+    /// Connections are made in real time, whatever time a cache goes by.
+    clock: SystemClock,
 }
 
 enum State {
@@ -137,7 +141,7 @@ impl State {
 
 struct Connections {
     all: Vec<Connection>,
-    since: Instant,
+    since: Duration,
 }
 
 impl fmt::Debug for Link {
@@ -333,7 +337,7 @@ impl Shared {
             return;
         }
         *state = State::Connecting;
-        let wait = FIRST_WAIT.saturating_sub(broken.since.elapsed());
+        let wait = FIRST_WAIT.saturating_sub(self.clock.elapsed().saturating_sub(broken.since));
         self.thread.handle.spawn(connect(Arc::downgrade(self), wait));
     }
 
@@ -377,7 +381,7 @@ async fn connect(shared: Weak<Shared>, mut wait: Duration) {
         match shared.connections().await {
             Ok((all, leads_to)) => {
                 tracing::debug!(server = ?shared.endpoint, "connected");
-                let connections = Arc::new(Connections { all, since: Instant::now() });
+                let connections = Arc::new(Connections { all, since: shared.clock.elapsed() });
                 shared.set(State::Up(Arc::clone(&connections)));
                 if let Some(node) = leads_to {
                     let watching = watch(Arc::downgrade(&shared), connections, node);

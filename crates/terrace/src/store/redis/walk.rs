@@ -193,9 +193,9 @@ pub(super) async fn usage(store: &RedisStore) -> Result<Usage, StoreError> {
     }
     if walk.nodes.is_some_and(|nodes| !nodes.is_empty()) {
         // A step looks at about as many keys as it is told to.
-        let share = all.max(looked_at) as f64 / looked_at as f64;
-        entries = (entries as f64 * share) as u64;
-        bytes = (bytes as f64 * share) as u64;
+        let all = all.max(looked_at);
+        entries = entries.saturating_mul(all) / looked_at;
+        bytes = bytes.saturating_mul(all) / looked_at;
     }
     Ok(Usage::new(entries, bytes))
 }
