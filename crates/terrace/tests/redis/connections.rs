@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use terrace_test::rig::{ChaosProxy, RedisServer};
 
-use crate::support::{Node, counted, limit, until};
+use crate::support::{Node, count, limit, until};
 
 /// Of reads and of writes: a call that asks Redis for both takes no longer.
 const DEADLINES: Duration = Duration::from_millis(100 + 250);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r7_a_server_that_runs_out_of_connections() {
-    let (nodes, lasts) = counted((3, Duration::from_secs(5)), (8, Duration::from_secs(60)));
+    let (nodes, lasts) = count((3, Duration::from_secs(5)), (8, Duration::from_secs(60)));
     let server = RedisServer::builder().config("maxclients", "10").start().await.unwrap();
     let proxy = ChaosProxy::before(server.address()).await.unwrap();
     let mut idle = Vec::new();
     // Everybody finds it crowded: some are let in, some are sent away.
-    for _ in 0..counted(6, 0) {
+    for _ in 0..count(6, 0) {
         idle.push(terrace_test::rig::Connection::to(server.address()).await.unwrap());
     }
     let mut fleet = Vec::new();

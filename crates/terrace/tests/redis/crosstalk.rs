@@ -10,7 +10,7 @@ use terrace::{Redis, Terrace};
 use terrace_test::rig::RedisServer;
 use tokio::task::JoinSet;
 
-use crate::support::{HOUR, counted};
+use crate::support::{HOUR, count};
 
 const KEYS: u64 = 500;
 const TASKS: u64 = 32;
@@ -44,7 +44,7 @@ async fn r10_replies_never_meet_the_wrong_caller() {
     for key in 0..KEYS {
         texts.insert(&format!("key-{key}"), format!("value of key-{key}")).await.unwrap();
     }
-    let calls = counted(20_000, 1_000_000);
+    let calls = count(20_000, 1_000_000);
     let seed = 0x5eed;
     let counts = Arc::new([const { AtomicU64::new(0) }; 2]);
     let mut tasks = JoinSet::new();

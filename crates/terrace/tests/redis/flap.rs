@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use terrace_test::rig::{ChaosProxy, RedisServer};
 
-use crate::support::{Node, counted, until};
+use crate::support::{Node, count, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r3_a_server_that_comes_and_goes() {
     let server = RedisServer::start().await.unwrap();
-    // What connects while there is no server is accepted, counted, and sent away.
+    // What connects while there is no server is accepted, count, and sent away.
     let proxy = ChaosProxy::before(server.address()).await.unwrap();
     let node = Arc::new(Node::at(proxy.url()).await);
     let (calls, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -41,7 +41,7 @@ async fn r3_a_server_that_comes_and_goes() {
         }
     };
     let counting = tokio::spawn(counting);
-    for _ in 0..counted(5, 60) {
+    for _ in 0..count(5, 60) {
         server.kill().unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         server.restart_empty().await.unwrap();

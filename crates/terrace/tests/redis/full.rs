@@ -2,7 +2,7 @@
 
 use terrace_test::rig::RedisServer;
 
-use crate::support::{Node, counted};
+use crate::support::{Node, count};
 
 /// Of a value: what cannot be compressed.
 const BYTES: usize = 20_000;
@@ -14,7 +14,7 @@ fn value(key: usize) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r5_a_server_that_is_full() {
-    let writes = counted(500, 10_000);
+    let writes = count(500, 10_000);
     let server = RedisServer::builder()
         .config("maxmemory", format!("{}", 2_000_000 + writes * BYTES / 4))
         .config("maxmemory-policy", "noeviction")
@@ -27,7 +27,7 @@ async fn r5_a_server_that_is_full() {
         assert_eq!(node.load(&key, &value).await, value, "{key}: loads go on");
     }
     // What is loaded is stored below after its callers have it.
-    crate::support::until("every write to be counted", async || {
+    crate::support::until("every write to be count", async || {
         let traffic = node.terrace.stats().await.tiers[1].traffic.clone();
         traffic.writes + traffic.errors + traffic.refused >= writes as u64
     })
@@ -36,7 +36,7 @@ async fn r5_a_server_that_is_full() {
     let (written, dropped) = (traffic.writes, traffic.errors + traffic.refused);
     println!("{written} written, {dropped} dropped: {traffic:?}");
     assert!(written > 50, "there was room at first: {traffic:?}");
-    assert_eq!(written + dropped, writes as u64, "each write is counted once: {traffic:?}");
+    assert_eq!(written + dropped, writes as u64, "each write is count once: {traffic:?}");
     assert!(dropped > writes as u64 / 2, "there was no room for all: {traffic:?}");
     let refused = server.info("errorstat_OOM").await.unwrap();
     assert!(refused.is_some(), "the server has refused something");
@@ -50,7 +50,7 @@ async fn r5_a_server_that_is_full() {
             found += 1;
         }
     }
-    assert_eq!(found, written, "what was counted as written is there");
+    assert_eq!(found, written, "what was count as written is there");
 
     // What cannot be told to others is pending, and true here at once.
     let (old, new) = (value(0), value(1));

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use terrace::BreakerState;
 use terrace_test::rig::RedisServer;
 
-use crate::support::{Node, breaker, counted, limit, p99, until};
+use crate::support::{Node, breaker, count, limit, p99, until};
 
 /// How long a loader takes that has what it wants.
 const LOAD: Duration = Duration::from_millis(20);
@@ -99,7 +99,7 @@ async fn r1_a_server_that_hangs() {
     }
     other.texts.insert("shared", "by Redis".to_owned()).await.unwrap();
     let reads = Arc::new(Reads::default());
-    let (a_second, share) = counted((500, 2), (5_000, 10));
+    let (a_second, share) = count((500, 2), (5_000, 10));
     let traffic = tokio::spawn(traffic(Arc::clone(&node), Arc::clone(&reads), a_second, share));
     until("the traffic to flow", async || reads.misses.lock().len() > 20).await;
 
@@ -109,7 +109,7 @@ async fn r1_a_server_that_hangs() {
         .await;
     println!("open after {:?}", stopped.elapsed());
     // That it hangs for so long is what is tested.
-    tokio::time::sleep(counted(Duration::from_secs(5), Duration::from_secs(30))).await;
+    tokio::time::sleep(count(Duration::from_secs(5), Duration::from_secs(30))).await;
     server.resume().unwrap();
     let continued = Instant::now();
     until("Redis to be read again", async || {

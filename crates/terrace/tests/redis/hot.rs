@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use terrace_test::rig::{RedisServer, ScriptedServer};
 
-use crate::support::{Node, counted};
+use crate::support::{Node, count};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r12_a_hot_key() {
-    let (processes, a_second) = counted((2, 20_000), (8, 200_000));
+    let (processes, a_second) = count((2, 20_000), (8, 200_000));
     let server = RedisServer::start().await.unwrap();
     let mut fleet = Vec::new();
     for _ in 0..processes {
@@ -36,7 +36,7 @@ async fn r12_a_hot_key() {
         })
     });
     let readers: Vec<_> = readers.collect();
-    tokio::time::sleep(Duration::from_secs(counted(5, 30))).await;
+    tokio::time::sleep(Duration::from_secs(count(5, 30))).await;
     is_over.store(true, Ordering::Relaxed);
     for reader in readers {
         reader.await.unwrap();

@@ -47,7 +47,7 @@ async fn x15_the_kits_with_the_least_rights() {
     let server = server().await;
     conformance::store(|| async { store(tier(&server)) as Arc<dyn Store> }).await;
     conformance::authority(|| async { store(tier(&server)) as Arc<dyn Authority> }).await;
-    assert_eq!(denied(&server).await, [String::new(); 0], "nothing is denied");
+    assert_eq!(denied(&server).await, Vec::<String>::new(), "nothing is denied");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,5 +69,5 @@ async fn x15_a_fleet_with_the_least_rights() {
     assert!(a.terrace.stats().await.tiers[1].entries > 0);
     assert_eq!(b.texts.clear().await.unwrap(), Settled::Settled);
     until("the others to hear of it", async || a.get("LSZH").await.is_none()).await;
-    assert_eq!(denied(&server).await, [String::new(); 0], "nothing is denied");
+    assert_eq!(denied(&server).await, Vec::<String>::new(), "nothing is denied");
 }

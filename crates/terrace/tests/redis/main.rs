@@ -1,13 +1,15 @@
 //! The Redis tier against real servers, which are paused, killed and cut off: one file per hazard.
 #![allow(
+    clippy::async_yields_async,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
+    clippy::disallowed_methods,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a test that cannot go on has to say so and stop"
+    reason = "a test that cannot go on has to say so and stop; between processes real time passes"
 )]
 
 mod away;

@@ -12,7 +12,7 @@ use terrace::{BuildError, Memory, Redis, Settled, Terrace};
 use terrace_test::rig::{Play, RedisServer, Requests, ScriptedServer};
 use tokio::task::JoinSet;
 
-use crate::support::{Node, counted, until};
+use crate::support::{Node, count, until};
 
 /// What servers say, and what the guard is to think of it.
 const REPLIES: [(&str, StoreErrorKind); 14] = [
@@ -113,7 +113,7 @@ async fn r4_error_replies() {
         hook(info);
     }));
     let server = Arc::new(RedisServer::start().await.unwrap());
-    for _ in 0..counted(1, 20) {
+    for _ in 0..count(1, 20) {
         let mut lives = JoinSet::new();
         for (at, (reply, _)) in REPLIES.into_iter().enumerate() {
             let server = Arc::clone(&server);

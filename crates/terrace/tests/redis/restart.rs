@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use terrace::Settled;
 use terrace_test::rig::RedisServer;
 
-use crate::support::{Node, counted, until};
+use crate::support::{Node, count, until};
 
 const KEYS: usize = 60;
 
@@ -77,14 +77,14 @@ async fn come_back(from_copy: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r6_a_server_that_restarts_empty() {
-    for _ in 0..counted(1, 10) {
+    for _ in 0..count(1, 10) {
         come_back(false).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r6_a_server_that_restarts_from_an_old_copy() {
-    for _ in 0..counted(1, 10) {
+    for _ in 0..count(1, 10) {
         come_back(true).await;
     }
 }

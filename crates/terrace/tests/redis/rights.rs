@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use terrace::{Redis, Settled};
 use terrace_test::rig::RedisServer;
 
-use crate::support::{Node, counted, limit, until};
+use crate::support::{Node, count, limit, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r8_a_password_that_changes() {
@@ -18,7 +18,7 @@ async fn r8_a_password_that_changes() {
     let redis = Redis::url(format!("redis://{}", server.address()))
         .credentials(move || ("terrace".into(), asked.lock().clone()));
     let (node, other) = (Node::over(redis.clone()).await, Node::over(redis).await);
-    for change in 1..=counted(1, 20) {
+    for change in 1..=count(1, 20) {
         assert_eq!(node.load("a", "a").await, "a");
         let password = format!("password-{change}");
         server.expect(["ACL", "LOG", "RESET"]).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use terrace::{Breaker, BreakerState, Memory, Redis, Terrace, Tier};
 use terrace_test::rig::{ChaosProxy, RedisServer};
 
-use crate::support::{HOUR, Node, breaker, counted, limit};
+use crate::support::{HOUR, Node, breaker, count, limit};
 
 /// What a network can do to replies.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ async fn opens(slowness: Slowness, deadlines: Option<Duration>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r2_a_server_that_is_slow() {
-    for _ in 0..counted(1, 10) {
+    for _ in 0..count(1, 10) {
         opens(Slowness::Late, None).await;
         // Each of the answers comes in time, and is too late to be of use.
         opens(Slowness::Late, Some(Duration::from_secs(5))).await;

@@ -47,7 +47,7 @@ impl Source {
         self.address
     }
 
-    /// What a loader does: it is counted when it begins and when it looks.
+    /// What a loader does: it is count when it begins and when it looks.
     pub(crate) async fn load(
         &self,
         key: u64,

@@ -15,8 +15,8 @@ pub(crate) fn is_soak() -> bool {
     std::env::var_os("TERRACE_SOAK").is_some()
 }
 
-/// A count of docs/reliability.md.
-pub(crate) fn count(everyday: u64, full: u64) -> u64 {
+/// A count of docs/reliability.md, or whatever else is less every day.
+pub(crate) fn count<T>(everyday: T, full: T) -> T {
     if is_full() { full } else { everyday }
 }
 
@@ -111,16 +111,6 @@ pub(crate) async fn until_within<F: Future<Output = bool>>(
 /// Waits until `condition` holds, for as long as an idle machine would never need.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     wait_until(what, Duration::from_secs(20), condition).await.unwrap();
-}
-
-/// A count, a time or a share of docs/reliability.md.
-pub(crate) fn counted<T>(everyday: T, full: T) -> T {
-    if is_full() { full } else { everyday }
-}
-
-/// A limit as docs/reliability.md gives it: three times as long on a machine that is busy.
-pub(crate) fn limit(limit: Duration) -> Duration {
-    limit * counted(3, 1)
 }
 
 /// The time that 99 of 100 did not exceed.

@@ -13,7 +13,7 @@ use terrace::store::{Store, StoreError};
 use terrace::{BuildError, Redis};
 use terrace_test::rig::{Certificates, RedisServer, TlsFiles};
 
-use crate::support::{Node, counted, until};
+use crate::support::{Node, count, until};
 
 fn authority(certificates: &Certificates) -> Vec<u8> {
     fs::read(certificates.authority()).unwrap()
@@ -68,7 +68,7 @@ async fn speaking(files: TlsFiles) -> RedisServer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x14_tls_means_tls() {
-    for _ in 0..counted(1, 20) {
+    for _ in 0..count(1, 20) {
         let (certificates, others) = (Certificates::make().unwrap(), Certificates::make().unwrap());
         let trusting = |url: String| Redis::url(url).root_certificate(authority(&certificates));
         let refused = async |what: &str, redis: Redis| {
@@ -136,7 +136,7 @@ async fn x14_a_certificate_that_is_renewed() {
             calls
         })
     };
-    for round in 0..counted(1, 20) {
+    for round in 0..count(1, 20) {
         let names = "DNS:localhost,IP:127.0.0.1";
         let files = signed(&certificates, &format!("renewed-{round}"), names, "-days 2");
         let (certificate, key) = (files.certificate.display(), files.key.display());
