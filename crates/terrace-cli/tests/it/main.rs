@@ -7,6 +7,7 @@
     reason = "in a test each of them is a failure that says where"
 )]
 
+mod acl;
 mod bad_input;
 mod commands;
 mod demo;

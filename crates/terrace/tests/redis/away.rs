@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use terrace::Settled;
+use terrace::{Redis, Settled, Terrace};
 use terrace_test::rig::RedisServer;
 
 use crate::support::{Node, until};
@@ -29,7 +29,8 @@ async fn a_server_that_dies_fails_no_read() {
 async fn a_cache_starts_without_its_server() {
     let server = RedisServer::start().await.unwrap();
     let other = Node::at(server.url()).await;
-    other.load("a", "1").await;
+    // A load may be answered before the server has its value; a write is not.
+    other.texts.insert("a", "1".to_owned()).await.unwrap();
     server.save().await.unwrap();
     server.kill().unwrap();
     let node = Node::at(server.url()).await;
@@ -43,7 +44,8 @@ async fn a_cache_starts_without_its_server() {
 async fn old_data_resurrect_nothing() {
     let server = RedisServer::start().await.unwrap();
     let (a, b) = (Node::at(server.url()).await, Node::at(server.url()).await);
-    assert_eq!(a.load("key", "old").await, "old");
+    a.texts.insert("key", "old".to_owned()).await.unwrap();
+    assert_eq!(b.get("key").await.as_deref(), Some("old"));
     server.save().await.unwrap();
     assert_eq!(a.texts.invalidate("key").await.unwrap(), Settled::Settled);
     server.kill().unwrap();
@@ -77,4 +79,16 @@ async fn a_server_that_hangs_costs_the_deadline() {
         server.command(["DBSIZE"]).await.unwrap().integer().unwrap() > 3
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_told_at_the_start() {
+    let server = RedisServer::builder().password("right").start().await.unwrap();
+    let wrong = Redis::url(format!("redis://:wrong-one@{}", server.address()));
+    let built = Terrace::builder().tier("redis", wrong).build().await;
+    let error = built.err().expect("it fails");
+    let source = std::error::Error::source(&error).expect("it says why").to_string();
+    assert!(source.contains("not permitted"), "{source}");
+    let texts = format!("{error} {error:?} {source}");
+    assert!(!texts.contains("wrong-one"), "{texts}");
 }

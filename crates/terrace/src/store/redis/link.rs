@@ -30,10 +30,10 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// Two attempts to connect are so far apart at least: a server that comes and goes, or refuses us,
 /// is not stormed.
-const FIRST_WAIT: Duration = Duration::from_millis(400);
+const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// And at most: so long may it go unnoticed that a server is back.
-const LONGEST_WAIT: Duration = Duration::from_millis(800);
+const LONGEST_WAIT: Duration = Duration::from_millis(900);
 
 /// A connection over which nothing came for so many questions in a row is asked whether it is alive.
 const SILENT: u32 = 3;
