@@ -86,7 +86,7 @@ async fn a_wrong_password_is_told_at_the_start() {
     let server = RedisServer::builder().password("right").start().await.unwrap();
     let wrong = Redis::url(format!("redis://:wrong-one@{}", server.address()));
     let built = Terrace::builder().tier("redis", wrong).build().await;
-    let error = built.err().expect("it fails");
+    let error = built.expect_err("it fails");
     let source = std::error::Error::source(&error).expect("it says why").to_string();
     assert!(source.contains("not permitted"), "{source}");
     let texts = format!("{error} {error:?} {source}");
