@@ -21,7 +21,6 @@ mod cut;
 mod failover;
 mod flap;
 mod fleet;
-mod flood;
 mod full;
 mod hang;
 mod health;
