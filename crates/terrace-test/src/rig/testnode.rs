@@ -30,7 +30,7 @@ const SETTINGS: &str = "TERRACE_TEST_NODE";
 /// What lines of a node begin with: the harness of its tests writes lines of its own.
 const MARK: &str = "@node ";
 
-/// A process that runs one test of this test's own program. See the [module](self).
+/// A process that runs one test of this test's own program.
 ///
 /// Dropping it kills the process. The process ends by itself when the test's process does.
 pub struct TestNode {

@@ -8,10 +8,10 @@
 //! | `terrace:{tenant:space:key}:1:schema` | a frame; lives as long as its entry, by the server's own clock |
 //! | `terrace:{tenant:space:key}:lease` | who loads it |
 //! | `terrace:{tenant:space:key}:count` | a counter |
-//! | `terrace:{ledger}:…` | the ledger: [`ledger`] says what |
+//! | `terrace:{ledger}:…` | the ledger: store/redis/ledger.rs says what |
 //!
 //! Values are read with `GET` and `MGET`, and written by a script that judges them by the ledger in
-//! the same step. Connections are made and kept by [`link`], on a thread of their own.
+//! the same step. Connections are made and kept by store/redis/link.rs, on a thread of their own.
 
 mod apart;
 mod endpoint;
