@@ -288,7 +288,8 @@ impl Core {
                     return;
                 }
                 // Values that are dropped on the way may panic; the next round comes.
-                let applied = catch_panic(pin!(Arc::clone(&core).apply_heard(heard))).await;
+                let applied =
+                    catch_panic(pin!(Arc::clone(&core).apply_heard(position, heard))).await;
                 if matches!(applied, Ok(Ok(()))) {
                     core.heard.store(core.clock.tick().as_millis(), Ordering::Relaxed);
                     core.is_isolated.store(false, Ordering::Relaxed);
@@ -307,6 +308,7 @@ impl Core {
     /// Applies what listening brought; what did not come that way is asked for.
     async fn apply_heard(
         self: Arc<Self>,
+        position: Stamp,
         heard: Option<Result<Follow, StoreError>>,
     ) -> Result<(), StoreError> {
         match heard {
@@ -314,9 +316,14 @@ impl Core {
                 // Whoever can be heard may be back.
                 self.hear(|| Box::pin(std::future::ready(Ok(())))).await?;
                 let _one_at_a_time = self.following.lock().await;
-                let known = self.mirror.ticket().number;
+                let known = self.mirror.ticket();
+                // Numbers of the ledger that was listened to mean nothing in one joined since.
+                if known.incarnation != position.incarnation {
+                    return Ok(());
+                }
                 // Those of this process have come back.
-                let lines: Vec<_> = lines.into_iter().filter(|line| line.number > known).collect();
+                let lines: Vec<_> =
+                    lines.into_iter().filter(|line| line.number > known.number).collect();
                 if self.mirror.apply(&lines) {
                     self.take(&lines).await;
                 }
