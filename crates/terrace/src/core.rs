@@ -210,7 +210,7 @@ impl Core {
             .map(|(number, name)| Line { number, name: name.clone() })
             .collect();
         let position = appended.position;
-        if !(self.mirror.apply(&lines) && self.mirror.has_applied(position)) {
+        if !(self.mirror.apply(position.incarnation, &lines) && self.mirror.has_applied(position)) {
             // Others wrote between: their lines come first.
             let _ = self.follow_to(position).await;
         }
@@ -243,10 +243,11 @@ impl Core {
 
     async fn follow_to_the_end(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
-            match self.hear(|| self.authority.follow(self.mirror.ticket())).await? {
+            let position = self.mirror.ticket();
+            match self.hear(|| self.authority.follow(position)).await? {
                 // Those that come meanwhile are for whoever asks next: there may always be more.
                 Follow::Lines(lines) => {
-                    self.mirror.apply(&lines);
+                    self.mirror.apply(position.incarnation, &lines);
                     self.take(&lines).await;
                     return Ok(());
                 }
@@ -316,15 +317,10 @@ impl Core {
                 // Whoever can be heard may be back.
                 self.hear(|| Box::pin(std::future::ready(Ok(())))).await?;
                 let _one_at_a_time = self.following.lock().await;
-                let known = self.mirror.ticket();
-                // Numbers of the ledger that was listened to mean nothing in one joined since.
-                if known.incarnation != position.incarnation {
-                    return Ok(());
-                }
+                let known = self.mirror.ticket().number;
                 // Those of this process have come back.
-                let lines: Vec<_> =
-                    lines.into_iter().filter(|line| line.number > known.number).collect();
-                if self.mirror.apply(&lines) {
+                let lines: Vec<_> = lines.into_iter().filter(|line| line.number > known).collect();
+                if self.mirror.apply(position.incarnation, &lines) {
                     self.take(&lines).await;
                 }
                 Ok(())

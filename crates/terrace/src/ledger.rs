@@ -165,10 +165,13 @@ impl Mirror {
         known.incarnation == position.incarnation && known.number >= position.number
     }
 
-    /// Takes note of lines; `false` (and nothing noted) if they do not follow on
-    /// what is known.
-    pub(crate) fn apply(&self, lines: &[Line]) -> bool {
+    /// Takes note of lines of an incarnation; `false` (and nothing noted) if they do not follow on
+    /// what is known. Their numbers mean nothing in a ledger that was joined since.
+    pub(crate) fn apply(&self, incarnation: u64, lines: &[Line]) -> bool {
         let mut marks = self.marks.write();
+        if marks.position().incarnation != incarnation {
+            return false;
+        }
         let known = marks.position().number;
         let mut fresh = lines.iter().filter(|line| line.number > known).peekable();
         if fresh.peek().is_some_and(|line| line.number != known + 1) {
