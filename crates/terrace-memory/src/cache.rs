@@ -354,7 +354,8 @@ impl<K: Hash + Eq, V, S: BuildHasher> Memory<K, V, S> {
     ///
     /// A value that is charged more than [`Builder::max_value_bytes`], or for which there is no
     /// room ([`Insert::NoRoom`]), is not stored, and what was at its key is removed: it is older
-    /// than the value that was to replace it.
+    /// than the value that was to replace it. Where the bound has no room for both, the older one
+    /// goes first: who reads between the two finds none.
     ///
     /// To make room, entries are evicted, no more than needed: those of the key's shard first, and
     /// when there are no more, those of all other shards alike.

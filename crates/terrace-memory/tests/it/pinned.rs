@@ -167,15 +167,20 @@ fn threads_evict_nothing_that_is_pinned() {
             let cache = &cache;
             scope.spawn(move || {
                 let mut dice = Dice(seed);
+                // Each has pinned keys of its own: what it stored there can only be evicted.
+                let own = |dice: &mut Dice| 4 * dice.roll(5) + seed - 1;
                 for _ in 0..5_000 {
-                    let key = dice.roll(500);
-                    if key < 20 {
-                        // Spared, or replaced by another pinned one, now by one that is larger.
-                        cache.insert(key, 150 + dice.roll(100), PINNED, NOW);
+                    if dice.roll(25) == 0 {
+                        let key = own(&mut dice);
+                        let weight = 150 + dice.roll(100);
+                        // A reader that is held up can be in the way: then the key has no value.
+                        while cache.insert(key, weight, PINNED, NOW) == Insert::NoRoom {
+                            thread::yield_now();
+                        }
                     } else {
-                        cache.insert(key, 100 + dice.roll(1_000), PLAIN, NOW);
+                        cache.insert(20 + dice.roll(480), 100 + dice.roll(1_000), PLAIN, NOW);
                     }
-                    let pinned = dice.roll(20);
+                    let pinned = own(&mut dice);
                     assert!(cache.get(&pinned, NOW).is_some(), "{pinned} was evicted");
                 }
             });
