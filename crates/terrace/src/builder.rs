@@ -11,10 +11,11 @@ use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
 use crate::clock::{AnyClock, Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
-use crate::core::{Core, Engine};
+use crate::core::{APPENDED_AT_ONCE, Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::flight::Flights;
+use crate::group::Group;
 use crate::guard::within;
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
@@ -209,6 +210,7 @@ impl Builder {
             steady_wall: SteadyWall::default(),
             runtime,
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
+            appends: Group::new(APPENDED_AT_ONCE),
             following: tokio::sync::Mutex::new(()),
             heard,
             is_isolated: AtomicBool::new(false),

@@ -16,6 +16,7 @@ use crate::clock::{AnyClock, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
+use crate::group::{self, Group, Together};
 use crate::guard::{is_refusal, within};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
@@ -23,10 +24,10 @@ use crate::load::catch_panic;
 use crate::pending::Pending;
 use crate::protocol::{Follow, Standing};
 use crate::retry::Retries;
-use crate::runtime::{BoxFuture, Runtime, unless};
+use crate::runtime::{BoxFuture, Runtime, in_task, unless};
 use crate::space::{SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierHealth, TierStats, TrafficSum};
-use crate::store::{Health, Scope, StoreError, Usage};
+use crate::store::{Health, Scope, StoreError, StoreErrorKind, Usage};
 use crate::tier::OpenTier;
 use crate::write::Settled;
 
@@ -50,6 +51,8 @@ pub(crate) struct Core {
     pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
+    /// Lines that wait to be appended together.
+    pub(crate) appends: Group<Vec<Name>, Invalidated>,
     pub(crate) following: tokio::sync::Mutex<()>,
     /// When the ledger was heard of last, in milliseconds of elapsed time.
     pub(crate) heard: AtomicU64,
@@ -73,13 +76,61 @@ pub struct Ticket {
 /// How long closing waits for what is under way.
 const CLOSING: Duration = Duration::from_secs(30);
 
+/// Lines that several callers append together: the server does nothing else meanwhile.
+pub(crate) const APPENDED_AT_ONCE: usize = 128;
+
 /// What an invalidation did.
+#[derive(Debug)]
 pub(crate) struct Invalidated {
     pub(crate) settled: Settled,
     /// The position of the last line; `None` while it is pending.
     pub(crate) position: Option<Stamp>,
     /// For each name, whether the authority held something under it.
     pub(crate) held: Vec<bool>,
+}
+
+/// Invalidations of many callers are one exchange with the ledger.
+impl Together<Vec<Name>> for Core {
+    type Answer = Invalidated;
+
+    /// In their order, or each would have to ask for the lines of those before it.
+    const ONE_AT_A_TIME: bool = true;
+
+    fn group(&self) -> &Group<Vec<Name>, Invalidated> {
+        &self.appends
+    }
+
+    fn size(names: &Vec<Name>) -> usize {
+        names.len()
+    }
+
+    fn exchange(self: Arc<Self>, calls: Vec<Vec<Name>>) -> BoxFuture<'static, Vec<Invalidated>> {
+        Box::pin(async move {
+            let sizes: Vec<_> = calls.iter().map(Vec::len).collect();
+            let Invalidated { settled, position, held } = self.append(calls.concat()).await;
+            if position.is_none() {
+                // Whoever waits has waited for as long as the ledger is given already.
+                for (names, answer) in self.appends.take_all() {
+                    let _ = answer.send(self.not_invalidated(names));
+                }
+            }
+            let (mut held, mut left) = (held.into_iter(), sizes.iter().sum::<usize>() as u64);
+            let answer = |size: usize| {
+                left -= size as u64;
+                Invalidated {
+                    settled: settled.clone(),
+                    // Later lines of the exchange are other callers'.
+                    position: position.map(|last| Stamp { number: last.number - left, ..last }),
+                    held: held.by_ref().take(size).collect(),
+                }
+            };
+            sizes.into_iter().map(answer).collect()
+        })
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.runtime.spawn(task);
+    }
 }
 
 impl Core {
@@ -177,6 +228,17 @@ impl Core {
     /// If the ledger cannot be written the names are pending: bypassed below memory,
     /// and tried again until they are settled.
     pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        if self.authority.scope() != Scope::Fleet {
+            return self.append(names).await;
+        }
+        // Many at once on the way to a server: their lines go together, and come back in order.
+        match group::ask(self, names.clone()).await {
+            Some(invalidated) => invalidated,
+            None => self.not_invalidated(names),
+        }
+    }
+
+    async fn append(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
         match self.ask(|| self.authority.append(&names)).await {
             Ok(appended) => {
                 let mut settled = Settled::Settled;
@@ -189,11 +251,15 @@ impl Core {
             }
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
-                let held = names.iter().map(|_| false).collect();
-                self.hold_back(names);
-                Invalidated { settled: self.all_pending(), position: None, held }
+                self.not_invalidated(names)
             }
         }
+    }
+
+    fn not_invalidated(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        let held = names.iter().map(|_| false).collect();
+        self.hold_back(names);
+        Invalidated { settled: self.all_pending(), position: None, held }
     }
 
     fn all_pending(&self) -> Settled {
@@ -212,7 +278,7 @@ impl Core {
         let position = appended.position;
         if !(self.mirror.apply(position.incarnation, &lines) && self.mirror.has_applied(position)) {
             // Others wrote between: their lines come first.
-            let _ = self.follow_to(position).await;
+            let _ = self.follow_to(Some(position)).await;
         }
         self.drop_from_memory(&lines);
         self.mirror.has_applied(position)
@@ -220,8 +286,7 @@ impl Core {
 
     /// Reads and applies what others have appended.
     pub(crate) async fn follow(self: &Arc<Self>) -> Result<(), StoreError> {
-        let _one_at_a_time = self.following.lock().await;
-        self.follow_to_the_end().await
+        self.follow_to(None).await
     }
 
     /// The same as [`ask`](Self::ask) for what follows the ledger.
@@ -233,12 +298,24 @@ impl Core {
     }
 
     /// The same up to `position` at least: of many who write at once, one asks for all.
-    async fn follow_to(self: &Arc<Self>, position: Stamp) -> Result<(), StoreError> {
-        let _one_at_a_time = self.following.lock().await;
-        if self.mirror.has_applied(position) {
-            return Ok(());
+    ///
+    /// In a task of its own, because only one can do so at a time: a caller that is never polled
+    /// again would keep everybody from hearing of what others have invalidated.
+    async fn follow_to(self: &Arc<Self>, position: Option<Stamp>) -> Result<(), StoreError> {
+        let core = Arc::clone(self);
+        let following = async move {
+            let _one_at_a_time = core.following.lock().await;
+            if position.is_some_and(|position| core.mirror.has_applied(position)) {
+                return Ok(());
+            }
+            core.follow_to_the_end().await
+        };
+        // A ledger in this process answers at once.
+        if !self.is_shared() {
+            return following.await;
         }
-        self.follow_to_the_end().await
+        let gone = || Err(StoreError::new(StoreErrorKind::Closed, "follow the ledger"));
+        in_task(&*self.runtime, following).await.unwrap_or_else(gone)
     }
 
     async fn follow_to_the_end(self: &Arc<Self>) -> Result<(), StoreError> {

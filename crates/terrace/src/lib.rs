@@ -48,6 +48,7 @@ mod fill;
 mod flight;
 pub mod frame;
 pub mod freshness;
+mod group;
 mod guard;
 pub mod key;
 mod lease;

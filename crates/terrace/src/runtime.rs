@@ -9,6 +9,8 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 /// A boxed future that may move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -56,6 +58,20 @@ impl Runtime for Tokio {
     fn random(&self) -> u64 {
         fastrand::u64(..)
     }
+}
+
+/// The output of `work`, which goes on whatever becomes of the caller; `None` if it panicked, or its
+/// runtime is gone.
+pub(crate) async fn in_task<T: Send + 'static>(
+    runtime: &dyn Runtime,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = oneshot::channel();
+    runtime.spawn(Box::pin(async move {
+        // Whoever gave up needs no answer.
+        let _ = sender.send(work.await);
+    }));
+    receiver.await.ok()
 }
 
 /// The output of `work`, or `None` if `limit` completes first.

@@ -33,8 +33,12 @@ use redis::Cmd;
 use crate::authority::Authority;
 use crate::clock::{Clock, WallTime};
 use crate::error::BuildError;
+use crate::group::{self, Group, Together};
 use crate::key::StoredKey;
-use crate::store::{Health, Put, Scope, Store, StoreError, StoreResult, Stored, Usage};
+use crate::runtime::BoxFuture;
+use crate::store::{
+    Health, Put, Scope, Store, StoreError, StoreErrorKind, StoreResult, Stored, Usage,
+};
 use apart::Apart;
 use endpoint::{Access, Target};
 use ledger::{Known, LedgerKeys};
@@ -288,10 +292,20 @@ struct Shared {
     is_apart: bool,
     apart: Apart,
     walks: Walks,
+    /// Frames that wait to be stored together.
+    puts: Group<Put, Result<Stored, StoreError>>,
+    /// Keys of the server that wait to be read together.
+    gets: Group<String, Result<Option<Bytes>, StoreError>>,
 }
 
 /// Frames that one script stores: the server does nothing else meanwhile.
 const PUTS_AT_ONCE: usize = 64;
+
+/// Frames of different callers that one command reads.
+const GETS_AT_ONCE: usize = 64;
+
+const READING: &str = "read from the Redis tier";
+const WRITING: &str = "write to the Redis tier";
 
 impl RedisStore {
     fn open(settings: &Redis, clock: Arc<dyn Clock>) -> Result<Self, BuildError> {
@@ -312,6 +326,8 @@ impl RedisStore {
                 is_apart: settings.target.is_cluster(),
                 apart: Apart::default(),
                 walks: Walks::default(),
+                puts: Group::new(PUTS_AT_ONCE),
+                gets: Group::new(GETS_AT_ONCE),
             }),
         })
     }
@@ -358,12 +374,11 @@ impl RedisStore {
                 millis => pipeline.cmd("SET").arg(key).arg(&*put.frame).arg("PX").arg(millis),
             };
         }
-        self.shared.link.ask_all(&pipeline, "write to the Redis tier").await?;
+        self.shared.link.ask_all(&pipeline, WRITING).await?;
         Ok(vec![Stored::Yes; puts.len()])
     }
 
     async fn put_some(&self, puts: &[&Put]) -> Result<Vec<Stored>, StoreError> {
-        const DOING: &str = "write to the Redis tier";
         let now = self.shared.clock.wall();
         if !self.shared.is_judge.load(Ordering::Relaxed) {
             return self.put_unjudged(puts, now).await;
@@ -373,7 +388,7 @@ impl RedisStore {
         for put in puts {
             let (name, schema) = put.key.name_and_schema();
             call.arg(&*name).arg(schema).arg(lives(now, put.expires));
-            call.arg(format!("{:016x}", put.stamp.incarnation)).arg(put.stamp.number);
+            call.arg(ledger::hex(put.stamp.incarnation)).arg(put.stamp.number);
             call.arg(put.tags.len());
             for tag in &*put.tags {
                 call.arg(&**tag);
@@ -382,8 +397,8 @@ impl RedisStore {
                 call.arg(&*put.frame);
             }
         }
-        let answer = call.ask(&self.shared.link, DOING).await?;
-        let answers = reply::integers(answer, DOING)?;
+        let answer = call.ask(&self.shared.link, WRITING).await?;
+        let answers = reply::integers(answer, WRITING)?;
         if self.shared.is_apart {
             return self.put_apart(puts, answers, now).await;
         }
@@ -402,31 +417,97 @@ fn lives(now: WallTime, expires: Option<WallTime>) -> i64 {
     if millis == 0 { -1 } else { millis }
 }
 
+/// Frames that many callers store are one exchange with the server.
+impl Together<Put> for Shared {
+    type Answer = Result<Stored, StoreError>;
+
+    const ONE_AT_A_TIME: bool = true;
+
+    fn group(&self) -> &Group<Put, Self::Answer> {
+        &self.puts
+    }
+
+    fn size(_: &Put) -> usize {
+        1
+    }
+
+    fn exchange(self: Arc<Self>, puts: Vec<Put>) -> BoxFuture<'static, Vec<Self::Answer>> {
+        Box::pin(async move {
+            let all: Vec<_> = puts.iter().collect();
+            match (RedisStore { shared: self }).put_some(&all).await {
+                Ok(stored) => stored.into_iter().map(Ok).collect(),
+                Err(error) => puts.iter().map(|_| Err(error.clone())).collect(),
+            }
+        })
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.link.spawn(task);
+    }
+}
+
+/// Frames that many callers read are one command.
+impl Together<String> for Shared {
+    type Answer = Result<Option<Bytes>, StoreError>;
+
+    /// Answers come in the order of the questions, and the next question need not wait for them.
+    const ONE_AT_A_TIME: bool = false;
+
+    fn group(&self) -> &Group<String, Self::Answer> {
+        &self.gets
+    }
+
+    fn size(_: &String) -> usize {
+        1
+    }
+
+    fn exchange(self: Arc<Self>, keys: Vec<String>) -> BoxFuture<'static, Vec<Self::Answer>> {
+        Box::pin(async move {
+            match get_all(&self.link, &keys).await {
+                Ok(frames) => frames.into_iter().map(Ok).collect(),
+                Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+            }
+        })
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.link.spawn(task);
+    }
+}
+
+/// The frame under each key of the server.
+async fn get_all(link: &Link, keys: &[String]) -> Result<Vec<Option<Bytes>>, StoreError> {
+    let mut get = Cmd::new();
+    if let [key] = keys {
+        let frame = link.ask(get.arg("GET").arg(key), READING).await?;
+        return Ok(vec![bulk(frame, READING)?]);
+    }
+    get.arg("MGET").arg(keys);
+    let frames = reply::array_of(link.ask(&get, READING).await?, keys.len(), READING)?;
+    frames.into_iter().map(|frame| bulk(frame, READING)).collect()
+}
+
+fn closed(doing: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Closed, doing)
+}
+
 impl Store for RedisStore {
     fn scope(&self) -> Scope {
         Scope::Fleet
     }
 
     fn get<'a>(&'a self, keys: &'a [StoredKey]) -> StoreResult<'a, Vec<Option<Bytes>>> {
-        const DOING: &str = "read from the Redis tier";
         Box::pin(async move {
             match keys {
                 [] => Ok(Vec::new()),
-                [key] => {
-                    let mut get = Cmd::new();
-                    get.arg("GET").arg(self.key(key));
-                    let frame = self.shared.link.ask(&get, DOING).await?;
-                    Ok(vec![bulk(frame, DOING)?])
+                // On a cluster they lie on many servers.
+                [key] if !self.shared.is_apart => {
+                    let frame = group::ask(&self.shared, self.key(key)).await;
+                    Ok(vec![frame.unwrap_or_else(|| Err(closed(READING)))?])
                 }
                 keys => {
-                    let mut get = Cmd::new();
-                    get.arg("MGET");
-                    for key in keys {
-                        get.arg(self.key(key));
-                    }
-                    let frames = self.shared.link.ask(&get, DOING).await?;
-                    let frames = reply::array_of(frames, keys.len(), DOING)?;
-                    frames.into_iter().map(|frame| bulk(frame, DOING)).collect()
+                    let keys: Vec<_> = keys.iter().map(|key| self.key(key)).collect();
+                    get_all(&self.shared.link, &keys).await
                 }
             }
         })
@@ -449,6 +530,16 @@ impl Store for RedisStore {
                 self.remove(&large).await?;
             }
             let mut places = places.into_iter();
+            // A caller with one frame is seldom the only one. In a cluster they go to many servers.
+            if let ([put], false) = (&*small, self.shared.is_apart) {
+                if let (Some(place), Some(answer)) =
+                    (places.next(), group::ask(&self.shared, (*put).clone()).await)
+                {
+                    *place = answer?;
+                    return Ok(stored);
+                }
+                return Err(closed(WRITING));
+            }
             for puts in small.chunks(PUTS_AT_ONCE) {
                 for answer in self.put_some(puts).await? {
                     if let Some(place) = places.next() {

@@ -20,7 +20,7 @@ use redis::Value;
 
 use super::ledger::hex;
 use super::reply::{fields, integer, text, unsigned};
-use super::{RedisStore, lives};
+use super::{RedisStore, WRITING, lives};
 use crate::authority::Authority as _;
 use crate::clock::WallTime;
 use crate::ledger::{Name, Stamp};
@@ -161,7 +161,6 @@ impl RedisStore {
         permitted: Vec<i64>,
         now: WallTime,
     ) -> Result<Vec<Stored>, StoreError> {
-        const DOING: &str = "write to the Redis tier";
         let calls = puts.iter().zip(permitted).map(|(put, is_permitted)| async move {
             if is_permitted != 1 {
                 return Ok(Stored::Refused);
@@ -170,8 +169,8 @@ impl RedisStore {
             let mut call = self.shared.scripts.put_apart.on(&keys);
             call.arg(hex(put.stamp.incarnation)).arg(put.stamp.number);
             call.arg(lives(now, put.expires)).arg(&*put.frame);
-            let answer = call.ask(&self.shared.link, DOING).await?;
-            Ok(if integer(answer, DOING)? == 1 { Stored::Yes } else { Stored::Refused })
+            let answer = call.ask(&self.shared.link, WRITING).await?;
+            Ok(if integer(answer, WRITING)? == 1 { Stored::Yes } else { Stored::Refused })
         });
         join_all(calls).await.into_iter().collect()
     }

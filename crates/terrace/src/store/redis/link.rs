@@ -231,6 +231,11 @@ impl Link {
         primaries(self.ask(&question, DOING).await?, DOING)
     }
 
+    /// Runs `task` beside the connections.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.shared.thread.handle.spawn(task);
+    }
+
     /// Lets go of the connections; what is asked from now on fails.
     pub(super) fn close(&self) {
         *self.shared.state.lock() = State::Closed;
