@@ -1,8 +1,9 @@
 //! The server has no room left, and drops nothing to make some.
 
-use terrace_test::rig::RedisServer;
+use terrace::Settled;
+use terrace_test::rig::{Cluster, RedisServer};
 
-use crate::support::{Node, count};
+use crate::support::{Node, cluster_of, count, until};
 
 /// Of a value: what cannot be compressed.
 const BYTES: usize = 20_000;
@@ -27,7 +28,7 @@ async fn r5_a_server_that_is_full() {
         assert_eq!(node.load(&key, &value).await, value, "{key}: loads go on");
     }
     // What is loaded is stored below after its callers have it.
-    crate::support::until("every write to be count", async || {
+    until("every write to be count", async || {
         let traffic = node.terrace.stats().await.tiers[1].traffic.clone();
         traffic.writes + traffic.errors + traffic.refused >= writes as u64
     })
@@ -52,15 +53,43 @@ async fn r5_a_server_that_is_full() {
     }
     assert_eq!(found, written, "what was count as written is there");
 
-    // What cannot be told to others is pending, and true here at once.
-    let (old, new) = (value(0), value(1));
-    assert_eq!(node.load("0", "nobody asks").await, old);
-    let settled = node.texts.insert("0", new.clone()).await.unwrap();
-    assert!(node.get("0").await.is_none_or(|text| text == new), "{settled:?}");
+    // What is stale can be named all the same, and is gone everywhere.
+    let full = server.command(["SET", "more", &value(1)]).await.unwrap();
+    assert!(full.error().is_some_and(|error| error.contains("OOM")), "{full:?}");
+    let mut named = 0;
+    for key in (0..writes).take(100) {
+        let key = key.to_string();
+        let had = other.get(&key).await.is_some();
+        assert_eq!(node.texts.invalidate(&key).await.unwrap(), Settled::Settled);
+        until("the other to hear of it", async || other.get(&key).await.is_none()).await;
+        named += u32::from(had);
+    }
+    assert!(named > 10, "some of them were there");
     server.expect(["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
-    crate::support::until("it to be of use again", async || {
-        node.texts.insert("0", new.clone()).await.unwrap() == terrace::Settled::Settled
+    let new = value(1);
+    until("it to be of use again", async || {
+        node.texts.insert("0", new.clone()).await.unwrap() == Settled::Settled
             && other.get("0").await.as_ref() == Some(&new)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_stale_can_be_named_on_a_cluster_that_is_full() {
+    let cluster = Cluster::start().await.unwrap();
+    let (node, other) =
+        (Node::over(cluster_of(&cluster)).await, Node::over(cluster_of(&cluster)).await);
+    for key in 0..30 {
+        node.texts.insert(&key.to_string(), value(key)).await.unwrap();
+        assert_eq!(other.get(&key.to_string()).await, Some(value(key)));
+    }
+    for server in cluster.nodes() {
+        server.expect(["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await.unwrap();
+        server.expect(["CONFIG", "SET", "maxmemory", "1"]).await.unwrap();
+    }
+    for key in 0..30 {
+        let key = key.to_string();
+        assert_eq!(node.texts.invalidate(&key).await.unwrap(), Settled::Settled);
+        until("the other to hear of it", async || other.get(&key).await.is_none()).await;
+    }
 }

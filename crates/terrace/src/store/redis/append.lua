@@ -51,6 +51,10 @@ local function void(name, with_lease)
     return (gone > 0 or counted) and 1 or 0
 end
 
+-- A server without memory lets a script go on that has dropped something, or tried to: what is stale
+-- has to be named then, too.
+redis.call('UNLINK', prefix .. '{ledger}:room')
+
 local held, lines = {}, 0
 while at < #ARGV do
     local kind, text = ARGV[at], ARGV[at + 1]
