@@ -14,6 +14,7 @@
 
 mod away;
 mod clocks;
+mod cold;
 mod conformance;
 mod connections;
 mod crosstalk;
@@ -29,6 +30,7 @@ mod hot;
 mod isolated;
 mod jitter;
 mod least;
+mod parked;
 mod play;
 mod race;
 mod replies;

@@ -22,7 +22,7 @@ async fn s2_one_load_in_the_whole_fleet() {
     let (server, truth) =
         (RedisServer::start().await.unwrap(), RedisServer::start().await.unwrap());
     let source = Source::of(&truth);
-    let make = Make::over(&server.url(), &source);
+    let make = Make::over(&server.url(), &source).patient();
     let mut nodes = Vec::new();
     for _ in 0..count(3, 8) {
         nodes.push(Arc::new(make.start().await));
@@ -52,7 +52,7 @@ async fn s3_the_holder_of_the_lease_is_killed() {
     let (server, truth) =
         (RedisServer::start().await.unwrap(), RedisServer::start().await.unwrap());
     let source = Source::of(&truth);
-    let make = Make::over(&server.url(), &source);
+    let make = Make::over(&server.url(), &source).patient();
     let others = [Arc::new(make.start().await), Arc::new(make.start().await)];
     let (clock, half) = (SystemClock::new(), LOAD.as_millis() / 2);
     let mut slowest = Duration::ZERO;

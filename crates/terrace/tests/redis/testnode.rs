@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace};
+use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace, Tier};
 use terrace_test::rig;
 use tokio::task::JoinSet;
 
@@ -59,6 +59,11 @@ impl Make {
 
     pub(crate) fn max_isolated(self, time: Duration) -> Self {
         self.with("isolated", time.as_millis())
+    }
+
+    /// Gives nothing up because the machine is busy: whoever gets no answer in time goes on without.
+    pub(crate) fn patient(self) -> Self {
+        self.with("patience", 10_000)
     }
 
     fn with(mut self, name: &str, value: impl Display) -> Self {
@@ -180,7 +185,13 @@ impl Bed {
         for name in ["above", "redis", "below"] {
             let Some(place) = setting(name) else { continue };
             builder = match name {
-                "redis" => builder.tier("redis", Redis::url(place)),
+                "redis" => {
+                    let mut redis = Tier::from(Redis::url(place));
+                    if let Some(patience) = number("patience").map(ms) {
+                        redis = redis.deadlines(patience, patience);
+                    }
+                    builder.tier("redis", redis)
+                }
                 _ => builder.tier("disk", Disk::at(place)),
             };
         }
