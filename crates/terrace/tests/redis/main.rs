@@ -29,6 +29,7 @@ mod hot;
 mod isolated;
 mod jitter;
 mod least;
+mod no_scripts;
 mod play;
 mod race;
 mod replies;
