@@ -7,9 +7,9 @@
 //! What is watched is watched by a connection, so that transactions under way at the same time need
 //! a connection each. These are the *lanes*: a task on the thread of the connections, with a
 //! connection of its own and a queue. A transaction whose caller is gone is brought to its end, or not
-//! begun, and no connection is ever left half-way. One lane changes the ledger, and takes all that
-//! waits for it in one transaction: processes get into each other's way there, callers of one do
-//! not. All others share what belongs to names; a name has its lane.
+//! begun, and no connection is ever left half-way. One lane changes the ledger; the others share what
+//! belongs to names, and a name has its lane. What waits in a lane goes into one transaction where that
+//! is possible: processes get into each other's way, callers of one do not.
 
 mod counter;
 mod ledger;
@@ -48,7 +48,7 @@ const LANES: usize = 17;
 const WIDENS: Duration = Duration::from_millis(500);
 
 /// How many calls one transaction takes, and of how many bytes.
-const MOST_CALLS: usize = 256;
+const MOST_CALLS: usize = 128;
 const MOST_BYTES: usize = 1 << 20;
 
 /// How often a transaction is begun anew because others have been quicker.
@@ -214,13 +214,13 @@ pub(super) async fn serve(link: WeakLink, mut jobs: UnboundedReceiver<Job>) {
     } {
         let mut batch = vec![first];
         let mut bytes = batch.iter().map(|job: &Job| job.step.bytes()).sum::<usize>();
-        // All that waits to change the ledger does so in one transaction.
-        while batch.iter().all(|job| matches!(job.step.twin, Twin::Writes(_)))
-            && batch.len() < MOST_CALLS
+        // All that waits goes into one transaction, if it can.
+        let is_cluster = lane.link.upgrade().is_none_or(|link| link.is_cluster());
+        while batch.len() < MOST_CALLS
             && let Ok(job) = jobs.try_recv()
         {
             bytes += job.step.bytes();
-            if bytes > MOST_BYTES {
+            if bytes > MOST_BYTES || !goes_with(&job.step, &batch, is_cluster) {
                 next = Some(job);
                 break;
             }
@@ -228,6 +228,17 @@ pub(super) async fn serve(link: WeakLink, mut jobs: UnboundedReceiver<Job>) {
         }
         lane.run(batch).await;
     }
+}
+
+/// Whether a step may share the transaction of those that came before it.
+fn goes_with(step: &Step, batch: &[Job], is_cluster: bool) -> bool {
+    batch.iter().all(|job| match (step.twin, job.step.twin) {
+        // Each sees what those before it did to the ledger.
+        (Twin::Writes(_), Twin::Writes(_)) => true,
+        // And none, what is done to names; on a cluster they lie in slots of their own.
+        (Twin::Alone(_), Twin::Alone(_)) => !is_cluster && step.key() != job.step.key(),
+        _ => false,
+    })
 }
 
 /// A lane at work.

@@ -92,12 +92,12 @@ pub(super) fn beside(
     ledger: &mut Ledger<'_>,
     name: &str,
     head: &Head<'_>,
-    step: Change<'_>,
+    step: &Change<'_>,
 ) -> Answer {
     let found = ledger.counter(step.key, name, head.now);
     let (incarnation, last) = (ledger.incarnation.clone(), ledger.last);
     let is_read = step.by.is_none();
-    let (answer, counter) = change(ledger.view, &step, found, &incarnation, last);
+    let (answer, counter) = change(ledger.view, step, found, &incarnation, last);
     if !is_read {
         ledger.note_counter(step.key, counter);
     }

@@ -314,7 +314,7 @@ impl<'a> Ledger<'a> {
         let [mut marks, mut prefixes, mut named] =
             [Part::Marks, Part::Prefixes, Part::Named].map(|part| self.grown(part));
         let new_spaces: Vec<_> = self.schemas.keys().cloned().collect();
-        let schemas = self.size(redis::cmd("HLEN").arg(self.keys.schemas).take())
+        let schemas = self.size(&redis::cmd("HLEN").arg(self.keys.schemas).take())
             + new_spaces.iter().filter(|space| self.schemas_before(space).is_none()).count() as u64;
         if self.has_lines {
             named -= self.forget_named().min(named);
@@ -328,8 +328,8 @@ impl<'a> Ledger<'a> {
         self.view.write(keep);
     }
 
-    fn size(&mut self, question: Cmd) -> u64 {
-        if self.has_begun { 0 } else { number(&self.view.known(&question)).unwrap_or(0) }
+    fn size(&self, question: &Cmd) -> u64 {
+        if self.has_begun { 0 } else { number(&self.view.known(question)).unwrap_or(0) }
     }
 
     fn written(&self, part: Part) -> Vec<(String, u64)> {
@@ -344,7 +344,7 @@ impl<'a> Ledger<'a> {
     fn grown(&mut self, part: Part) -> u64 {
         let written = self.written(part);
         let new = written.iter().filter(|(member, _)| self.score_before(part, member).is_none());
-        new.count() as u64 + self.size(self.keys.size(part))
+        new.count() as u64 + self.size(&self.keys.size(part))
     }
 
     /// Drops names that no ticket is older than; says how many.

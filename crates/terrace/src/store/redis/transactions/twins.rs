@@ -199,7 +199,7 @@ pub(in crate::store::redis) fn count(
     let name = args.text()?;
     let key = key_of(head.prefix, name, "count");
     let (by, lives) = (addend(args)?, args.number()?);
-    Ok(counter::beside(ledger, name, head, Change { key: &key, by, lives, told: head.now }))
+    Ok(counter::beside(ledger, name, head, &Change { key: &key, by, lives, told: head.now }))
 }
 
 fn addend(args: &mut Args<'_>) -> Result<Option<i64>, StoreError> {

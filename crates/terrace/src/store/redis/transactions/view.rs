@@ -31,8 +31,10 @@ pub(in crate::store::redis) struct View {
 pub(in crate::store::redis) enum Answer {
     Now(Value),
     /// It is known once the writes are done, from the replies to them.
-    After(Box<dyn FnOnce(&[Value]) -> Value + Send>),
+    After(Tell),
 }
+
+type Tell = Box<dyn FnOnce(&[Value]) -> Value + Send>;
 
 impl View {
     /// What the server answers to a question about a key, which is watched from then on.
