@@ -164,7 +164,7 @@ impl Fleet {
                 let mut told = Vec::new();
                 for append in 0..appends {
                     let name = Name::Key(format!("te:kit:{number}-{append}").into());
-                    let appended = tried!(store.append(&[name.clone()]));
+                    let appended = tried!(store.append(std::slice::from_ref(&name)));
                     told.push((appended.position.number, name));
                 }
                 told
@@ -275,7 +275,7 @@ impl Fleet {
         let seen: BTreeSet<_> = seen.into_iter().flatten().collect();
         assert_eq!(seen.len(), all, "each has its own");
         for store in &self.stores {
-            assert_eq!(store.counter(&key, now).await.unwrap(), Some(all as i64));
+            assert_eq!(store.counter(&key, now).await.unwrap(), i64::try_from(all).ok());
         }
     }
 
