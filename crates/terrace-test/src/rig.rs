@@ -62,7 +62,7 @@ pub use proxy::{ChaosProxy, Direction};
 pub use reply::Reply;
 pub use script::{Play, Requests, ScriptedServer};
 pub use sentinel::{Sentinel, SentinelBuilder};
-pub use server::{RedisServer, RedisServerBuilder};
+pub use server::{RedisServer, RedisServerBuilder, without_scripts};
 pub use testnode::{Answer, TestNode, monotonic, serve, settings};
 pub use tls::{Certificates, TlsFiles};
 

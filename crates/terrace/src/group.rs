@@ -333,11 +333,11 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
-        let all = [vec![0, 1, 2, 3], vec![4, 5], vec![10, 11, 12, 13], vec![14, 15]];
-        assert_eq!(apart.0.exchanges(), all, "nobody was let yet");
+        let together = [vec![0, 1, 2, 3], vec![4, 5], vec![10, 11, 12, 13], vec![14, 15]];
+        assert_eq!(apart.0.exchanges(), together, "nobody was let yet");
         apart.0.lets.add_permits(4);
         let answers = all(waiting).await;
-        assert!(answers.into_iter().flatten().eq(all.concat()));
+        assert!(answers.into_iter().flatten().eq(together.concat()));
     }
 
     #[test]

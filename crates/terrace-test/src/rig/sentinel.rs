@@ -92,6 +92,13 @@ impl SentinelBuilder {
         self
     }
 
+    /// No client may run scripts: see
+    /// [`RedisServerBuilder::without_scripts`](super::RedisServerBuilder::without_scripts).
+    pub fn without_scripts(mut self) -> Self {
+        self.server = self.server.without_scripts();
+        self
+    }
+
     /// Valkey in place of Redis.
     pub fn valkey(mut self) -> Self {
         (self.server, self.sentinel) = (self.server.valkey(), self.sentinel.valkey());

@@ -19,6 +19,12 @@ use super::{Connection, PATIENCE, Reply, RigError, TlsFiles, connection, wait_fo
 /// A command of a test must not hang the test when the server is paused.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Set, no client of a server may run scripts, unless a test gives a user the right.
+const WITHOUT_SCRIPTS: &str = "TERRACE_WITHOUT_SCRIPTS";
+
+/// What a user loses then.
+const NO_SCRIPTS: &str = "-@scripting";
+
 /// As whom the rig gives commands to servers that ask for a password.
 const RIG_USER: &str = "terrace-rig";
 const RIG_PASSWORD: &str = "of-the-rig-alone";
@@ -65,6 +71,7 @@ pub struct RedisServerBuilder {
     lines: Vec<(String, String)>,
     password: Option<String>,
     has_users: bool,
+    without_scripts: bool,
     tls: Option<TlsFiles>,
 }
 
@@ -83,6 +90,7 @@ impl RedisServerBuilder {
             lines: Vec::new(),
             password: None,
             has_users: false,
+            without_scripts: without_scripts(),
             tls: None,
         }
     }
@@ -137,6 +145,15 @@ impl RedisServerBuilder {
         self.config("user", format!("{name} {rules}"))
     }
 
+    /// No client may run scripts: what `EVAL`, `EVALSHA` and `SCRIPT` bring is `-NOPERM`. Users that
+    /// are made later, with `ACL SETUSER`, may do what they are given.
+    ///
+    /// All servers of the rig are so if `TERRACE_WITHOUT_SCRIPTS` is set in the environment.
+    pub fn without_scripts(mut self) -> Self {
+        self.without_scripts = true;
+        self
+    }
+
     /// The port speaks TLS and nothing else. [`Certificates`](super::Certificates) has the
     /// files.
     pub fn tls(mut self, files: TlsFiles) -> Self {
@@ -181,6 +198,11 @@ impl RedisServerBuilder {
         if self.has_rig_user() {
             line("user", &format!("{RIG_USER} on >{RIG_PASSWORD} ~* &* +@all"));
         }
+        if self.without_scripts && self.kind != Kind::Sentinel {
+            let password =
+                self.password.as_ref().map_or("nopass".into(), |text| format!(">{text}"));
+            line("user", &format!("default on {password} ~* &* +@all {NO_SCRIPTS}"));
+        }
         match &self.tls {
             None => line("port", &port.to_string()),
             Some(tls) => {
@@ -193,10 +215,20 @@ impl RedisServerBuilder {
             }
         }
         for (name, value) in self.lines.iter().chain(more) {
-            line(name, value);
+            if self.without_scripts && name == "user" {
+                line(name, &format!("{value} {NO_SCRIPTS}"));
+            } else {
+                line(name, value);
+            }
         }
         file
     }
+}
+
+/// Whether clients of all servers of the rig are denied scripts: `TERRACE_WITHOUT_SCRIPTS` is set.
+#[must_use]
+pub fn without_scripts() -> bool {
+    std::env::var_os(WITHOUT_SCRIPTS).is_some()
 }
 
 /// When a server that is started counts as started.

@@ -21,6 +21,7 @@ mod link;
 mod reply;
 mod scripts;
 mod sentinel;
+mod transactions;
 mod walk;
 
 use std::fmt;
@@ -78,8 +79,8 @@ impl Redis {
 
     /// A tier on whichever server the sentinels name as the primary of `service`.
     ///
-    /// `server` has what is the same for every primary: user, password, database, TLS. Its host
-    /// and port are not used: `redis://:password@-/0`.
+    /// User, password, database and TLS are the same for every primary: [`server`](Self::server)
+    /// says them.
     #[must_use]
     pub fn sentinels<S: Into<String>>(
         sentinels: impl IntoIterator<Item = S>,
@@ -96,7 +97,7 @@ impl Redis {
     }
 
     /// With [`sentinels`](Self::sentinels): the user, password, database and TLS of the primaries,
-    /// as a URL whose host is not used.
+    /// as a URL whose host and port are not used: `redis://:password@-/0`.
     #[must_use]
     pub fn server(mut self, url: impl Into<String>) -> Self {
         if let Target::Sentinels { server, .. } = &mut self.target {
@@ -161,8 +162,9 @@ impl Redis {
     /// others: `ACL SETUSER …`. Put the password in the place of `PASSWORD`.
     ///
     /// The user may read and write keys that begin with this tier's prefix, run the scripts of this
-    /// tier on them, and see how the server is. It may not see other keys or channels, nor change
-    /// anything of the server.
+    /// tier on them or the transactions that take their place, and see how the server is. It may not
+    /// see other keys or channels, nor change anything of the server. Without `+evalsha` and
+    /// `+script|load` it still suffices: docs/redis.md says what is slower then.
     ///
     /// ```
     /// let rights = terrace::Redis::url("redis://localhost").acl("terrace");
@@ -176,6 +178,9 @@ impl Redis {
 
     /// What every key of this tier begins with on the server: `terrace:` unless set. Caches with
     /// different prefixes share nothing.
+    ///
+    /// Without `{` and `}`, which [`open`](Self::open) and `build` refuse: on a cluster the first
+    /// braces of a key say in which slot it lies, and those are the ones around its name.
     #[must_use]
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         Self { prefix: prefix.into(), ..self }
@@ -206,13 +211,13 @@ impl Redis {
     /// background; what is asked meanwhile waits.
     ///
     /// # Errors
-    /// The address cannot be understood; the error says where.
+    /// The address cannot be understood, or the prefix has braces in it; the error says where.
     pub fn open(&self, clock: Arc<dyn Clock>) -> Result<RedisStore, BuildError> {
         RedisStore::open(self, clock)
     }
 }
 
-/// The commands of this tier, those of its scripts included.
+/// The commands of this tier, those of its scripts included, and of what takes their place.
 const RIGHTS: &[&str] = &[
     "get",
     "mget",
@@ -234,6 +239,10 @@ const RIGHTS: &[&str] = &[
     "asking",
     "evalsha",
     "script|load",
+    "watch",
+    "unwatch",
+    "multi",
+    "exec",
     "xadd",
     "xread",
     "xrange",
@@ -245,6 +254,7 @@ const RIGHTS: &[&str] = &[
     "hlen",
     "zadd",
     "zcard",
+    "zcount",
     "zrange",
     "zrangebyscore",
     "zscore",
@@ -309,6 +319,13 @@ const WRITING: &str = "write to the Redis tier";
 
 impl RedisStore {
     fn open(settings: &Redis, clock: Arc<dyn Clock>) -> Result<Self, BuildError> {
+        if settings.prefix.contains(['{', '}']) {
+            return Err(BuildError::BadName {
+                name: settings.prefix.clone(),
+                reason: "the prefix of a Redis tier must not have braces in it: on a cluster the \
+                         first braces of a key say in which slot it lies",
+            });
+        }
         let links = Links::start(&settings.target, &settings.access)?;
         Ok(Self {
             shared: Arc::new(Shared {

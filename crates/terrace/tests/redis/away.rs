@@ -92,3 +92,14 @@ async fn a_wrong_password_is_told_at_the_start() {
     let texts = format!("{error} {error:?} {source}");
     assert!(!texts.contains("wrong-one"), "{texts}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefix_with_braces_is_told_at_the_start() {
+    for prefix in ["{shop}:", "shop{", "}"] {
+        // No server is needed to know it.
+        let redis = Redis::url("redis://127.0.0.1:1").prefix(prefix);
+        let error = Terrace::builder().tier("redis", redis).build().await.expect_err(prefix);
+        let text = error.to_string();
+        assert!(text.contains("braces") && text.contains(&format!("{prefix:?}")), "{text}");
+    }
+}

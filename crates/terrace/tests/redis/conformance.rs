@@ -12,7 +12,7 @@ use terrace_test::{ManualClock, conformance};
 use crate::support::{cluster_of, primary_of};
 
 /// A store of its own: nothing is under its prefix yet.
-fn store(redis: Redis) -> Arc<RedisStore> {
+pub(crate) fn store(redis: Redis) -> Arc<RedisStore> {
     static MADE: AtomicU32 = AtomicU32::new(0);
     // With everything that means something to patterns.
     let prefix = format!("kit-{}*?[a]\\:", MADE.fetch_add(1, Ordering::Relaxed));

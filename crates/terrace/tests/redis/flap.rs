@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use terrace_test::rig::{ChaosProxy, RedisServer};
+use terrace_test::rig::{ChaosProxy, RedisServer, without_scripts};
 
 use crate::support::{Node, count, until};
 
@@ -59,7 +59,9 @@ async fn r3_a_server_that_comes_and_goes() {
     }
     let (all, calls) = (counts.last().unwrap().1, calls.load(Ordering::Relaxed));
     println!("{calls} calls, {all} connections, {most} of them in one second at most");
-    assert!(most <= 5, "{most} connections within one second");
+    // What takes the place of scripts has two connections of its own at first, and soon a third.
+    let allowed = if without_scripts() { 8 } else { 5 };
+    assert!(most <= allowed, "{most} connections within one second");
     assert!(calls > 100, "callers went on: {calls}");
     until("values to reach the server again", async || {
         node.texts.insert("c", "3".to_owned()).await.unwrap();

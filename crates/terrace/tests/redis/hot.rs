@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use terrace_test::rig::{RedisServer, ScriptedServer};
+use terrace_test::rig::{RedisServer, ScriptedServer, without_scripts};
 
 use crate::support::{Node, count};
 
@@ -46,7 +46,9 @@ async fn r12_a_hot_key() {
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         let commands = (script.requests() - before) as f64 / seconds;
         println!("{commands:.1} commands a second");
-        assert!(commands <= 10.0, "{commands:.1} commands a second of one process");
+        // Without scripts, looking once a second whether the ledger is there is ten commands, not one.
+        let most = if without_scripts() { 20.0 } else { 10.0 };
+        assert!(commands <= most, "{commands:.1} commands a second of one process");
     }
     println!("{} reads in {seconds:.1} s", reads.load(Ordering::Relaxed));
     assert!(reads.load(Ordering::Relaxed) > a_second, "it was hot");

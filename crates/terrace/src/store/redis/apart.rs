@@ -220,7 +220,7 @@ impl RedisStore {
 }
 
 /// `tenant:space` of `tenant:space:key`.
-fn space_of(name: &str) -> &str {
+pub(super) fn space_of(name: &str) -> &str {
     let end = name.match_indices(':').nth(1).map_or(name.len(), |(at, _)| at);
     name.get(..end).unwrap_or(name)
 }

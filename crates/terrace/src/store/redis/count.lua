@@ -5,4 +5,4 @@
 
 local name, key = ARGV[4], key_of(ARGV[4], 'count')
 return count(key, ARGV[5], tonumber(ARGV[6]), counter_lives(key, name), ledger.incarnation, ledger.last,
-    millis(), ARGV[2] ~= '0')
+    millis(), told)

@@ -1,7 +1,7 @@
 -- A counter: adds to it, or reads it if nothing is to be added.
 --
--- `lived` says whether it counts on, `incarnation` and `last` are where the ledger is, `told` is
--- whether callers tell the time. Answers with the value as a text, because numbers of scripts have 53
+-- `lived` says whether it counts on, `incarnation` and `last` are where the ledger is, `told` is the
+-- time if callers tell it. Answers with the value as a text, because numbers of scripts have 53
 -- bits.
 local function count(key, by, lives, lived, incarnation, last, now, told)
     if by == '' then
@@ -12,8 +12,7 @@ local function count(key, by, lives, lived, incarnation, last, now, told)
         redis.call('HSET', key, 'value', 0, 'incarnation', incarnation, 'number', last,
             'expires', string.format('%.0f', lives > 0 and now + lives or 0))
         if lives > 0 then
-            -- Whoever tells the time decides when it is over.
-            redis.call('PEXPIRE', key, told and lives + 60000 or lives)
+            redis.call('PEXPIRE', key, keeps(told, lives))
         end
     end
     local added = redis.pcall('HINCRBY', key, 'value', by)

@@ -10,7 +10,7 @@ use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
     IntoConnectionInfo, Pipeline, ProtocolVersion, TlsCertificates, Value,
 };
 use tokio::time::timeout;
@@ -129,7 +129,11 @@ fn without_secrets(url: &str) -> &str {
 pub(super) enum Endpoint {
     Server(Client),
     Sentinels(Sentinels),
-    Cluster(ClusterClient),
+    Cluster {
+        client: ClusterClient,
+        /// What is the same for every node.
+        node: Box<ConnectionInfo>,
+    },
 }
 
 impl fmt::Debug for Endpoint {
@@ -137,7 +141,7 @@ impl fmt::Debug for Endpoint {
         match self {
             Self::Server(client) => write!(formatter, "{}", client.get_connection_info().addr()),
             Self::Sentinels(sentinels) => write!(formatter, "the primary of {}", sentinels.service),
-            Self::Cluster(_) => formatter.write_str("the cluster"),
+            Self::Cluster { .. } => formatter.write_str("the cluster"),
         }
     }
 }
@@ -156,9 +160,11 @@ impl Endpoint {
             Target::Cluster(nodes) => {
                 let nodes =
                     nodes.iter().map(|url| access.info(url)).collect::<Result<Vec<_>, _>>()?;
-                let sockets = nodes.first().map(|info| info.tcp_settings().clone());
+                let Some(node) = nodes.first().cloned().map(Box::new) else {
+                    return Err((ErrorKind::InvalidClientConfig, "no node of the cluster").into());
+                };
                 let mut client = ClusterClient::builder(nodes)
-                    .tcp_settings(sockets.unwrap_or_default())
+                    .tcp_settings(node.tcp_settings().clone())
                     .connection_timeout(CONNECTING)
                     .retries(3)
                     .min_retry_wait(20)
@@ -168,7 +174,7 @@ impl Endpoint {
                 if let Some(certificates) = access.certificates() {
                     client = client.certs(certificates);
                 }
-                Ok(Self::Cluster(client.build()?))
+                Ok(Self::Cluster { client: client.build()?, node })
             }
         }
     }
@@ -208,7 +214,7 @@ impl Endpoint {
                 }
                 Ok((all, Some(primary)))
             }
-            Self::Cluster(client) => {
+            Self::Cluster { client, .. } => {
                 for _ in 0..count {
                     all.push(Connection::Cluster(client.get_async_connection().await?));
                 }
@@ -216,6 +222,51 @@ impl Endpoint {
             }
         }
     }
+
+    /// A connection that is shared with nobody, to the server or to one node of a cluster.
+    pub(super) async fn alone(
+        &self,
+        node: Option<&Node>,
+    ) -> redis::RedisResult<MultiplexedConnection> {
+        let connecting = async {
+            match (self, node) {
+                (Self::Server(client), _) => open(&older(client.get_connection_info())?).await,
+                (Self::Sentinels(sentinels), _) => {
+                    let primary = sentinels.client(&sentinels.primary().await?)?;
+                    let mut connection = open(&older(primary.get_connection_info())?).await?;
+                    sentinels.check_role(&mut connection).await?;
+                    Ok(connection)
+                }
+                (Self::Cluster { node, .. }, None) => open(&older(node)?).await,
+                (Self::Cluster { node: info, .. }, Some(node)) => {
+                    open(&older(&at(info, node))?).await
+                }
+            }
+        };
+        let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+        timeout(CONNECTING, connecting).await.map_err(late)?
+    }
+}
+
+/// A client that is answered as scripts are, whatever the address says of the protocol.
+fn older(info: &ConnectionInfo) -> redis::RedisResult<Client> {
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+    Client::open(info.clone().set_redis_settings(settings))
+}
+
+/// The same as `info` for another server.
+pub(super) fn at(info: &ConnectionInfo, (host, port): &Node) -> ConnectionInfo {
+    let (host, port) = (host.clone(), *port);
+    let address = match info.addr() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: *insecure,
+            tls_params: tls_params.clone(),
+        },
+        _ => ConnectionAddr::Tcp(host, port),
+    };
+    info.clone().set_addr(address)
 }
 
 /// One connection, or the connections to all nodes of a cluster.

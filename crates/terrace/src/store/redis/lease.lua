@@ -3,18 +3,11 @@
 -- KEYS: the lease. ARGV: time of day (0: the server's own), milliseconds it lasts, its token.
 -- Answers with whether it is granted, and for how many milliseconds from now.
 
-local now, lasts = tonumber(ARGV[1]), tonumber(ARGV[2])
-local keeps = lasts
-if now == 0 then
-    local time = redis.call('TIME')
-    now = time[1] * 1000 + math.floor(time[2] / 1000)
-else
-    -- Whoever tells the time decides when it is over.
-    keeps = lasts + 60000
-end
+local told, lasts = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = clock(told)
 local until_then = string.match(redis.call('GET', KEYS[1]) or '', ':(%d+)$')
 if until_then and tonumber(until_then) > now then
     return { 0, tonumber(until_then) - now }
 end
-redis.call('SET', KEYS[1], ARGV[3] .. ':' .. string.format('%.0f', now + lasts), 'PX', keeps)
+redis.call('SET', KEYS[1], ARGV[3] .. ':' .. string.format('%.0f', now + lasts), 'PX', keeps(told, lasts))
 return { 1, lasts }

@@ -8,7 +8,7 @@ local KEPT = 65536
 
 local origin_key, lines_key, marks_key = KEYS[1], KEYS[2], KEYS[3]
 local prefixes_key, named_key, schemas_key = KEYS[4], KEYS[5], KEYS[6]
-local prefix, now, fresh = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local prefix, told, fresh = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 
 local function sizes()
     return redis.call('ZCARD', marks_key) .. ' ' .. redis.call('ZCARD', prefixes_key) .. ' '
@@ -48,11 +48,10 @@ local function keep()
     redis.call('HSET', origin_key, 'last', ledger.last, 'floor', ledger.floor, 'tip', ledger.tip, 'sizes', sizes())
 end
 
+-- Not asked for by scripts that do not want to know, and once by those that do.
+local now = nil
 local function millis()
-    if now == 0 then
-        local time = redis.call('TIME')
-        now = time[1] * 1000 + math.floor(time[2] / 1000)
-    end
+    now = now or clock(told)
     return now
 end
 

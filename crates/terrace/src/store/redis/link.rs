@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use super::apart::{Range, primaries};
 use super::endpoint::{Access, Connection, Endpoint, Node, Target};
 use super::reply::{self, Verdict};
+use super::transactions::{self, Failure, Lanes, Step};
 use crate::clock::{Clock as _, SystemClock};
 use crate::error::BuildError;
 use crate::store::{StoreError, StoreErrorKind};
@@ -94,6 +95,7 @@ impl Links {
             next: AtomicUsize::new(0),
             silent: AtomicU32::new(0),
             is_probing: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
             clock: SystemClock::new(),
         });
         let task = connect(Arc::downgrade(&shared), Duration::ZERO);
@@ -108,6 +110,15 @@ pub(super) struct Link {
     shared: Arc<Shared>,
 }
 
+/// A link for those who do not keep it alive.
+pub(super) struct WeakLink(Weak<Shared>);
+
+impl WeakLink {
+    pub(super) fn upgrade(&self) -> Option<Link> {
+        self.0.upgrade().map(|shared| Link { shared })
+    }
+}
+
 struct Shared {
     endpoint: Arc<Endpoint>,
     address: Arc<(Target, Access)>,
@@ -120,6 +131,8 @@ struct Shared {
     /// Questions in a row that were given up without an answer.
     silent: AtomicU32,
     is_probing: AtomicBool,
+    /// That scripts are denied is said once.
+    has_warned: AtomicBool,
     /// Connections are made in real time, whatever time a cache goes by.
     clock: SystemClock,
 }
@@ -142,6 +155,11 @@ impl State {
 struct Connections {
     all: Vec<Connection>,
     since: Duration,
+    /// The server has refused to run a script: until there are other connections, they are not
+    /// tried again.
+    are_scripts_denied: AtomicBool,
+    /// For what takes the place of scripts.
+    lanes: Lanes,
 }
 
 impl fmt::Debug for Link {
@@ -206,7 +224,7 @@ impl Link {
 
     /// The primaries of a cluster; one without an address stands for a server that is none.
     pub(super) async fn nodes(&self) -> Result<Vec<Option<Node>>, StoreError> {
-        if !matches!(self.shared.endpoint.as_ref(), Endpoint::Cluster(_)) {
+        if !self.is_cluster() {
             return Ok(vec![None]);
         }
         let ranges = self.ranges().await?;
@@ -222,6 +240,82 @@ impl Link {
     /// Which primary serves the slots from each of these on.
     pub(super) async fn slots(&self) -> Result<BTreeMap<u64, String>, StoreError> {
         Ok(self.ranges().await?.into_iter().map(|range| (range.first, range.id)).collect())
+    }
+
+    /// The primary that serves the slots from each of these on.
+    pub(super) async fn serving(&self) -> Result<BTreeMap<u64, Node>, StoreError> {
+        let ranges = self.ranges().await?.into_iter();
+        Ok(ranges.map(|range| (range.first, (range.host, range.port))).collect())
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.shared.endpoint.as_ref(), Endpoint::Cluster { .. })
+    }
+
+    /// Whether the server has refused to run scripts since we are connected.
+    pub(super) fn are_scripts_denied(&self) -> bool {
+        match &*self.shared.state.lock() {
+            State::Up(connections) => connections.are_scripts_denied.load(Ordering::Relaxed),
+            _ => false,
+        }
+    }
+
+    /// The server refuses to run scripts: transactions take their place until there are other
+    /// connections.
+    pub(super) fn deny_scripts(&self, error: &StoreError) {
+        if let State::Up(connections) = &*self.shared.state.lock() {
+            connections.are_scripts_denied.store(true, Ordering::Relaxed);
+        }
+        if !self.shared.has_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                server = ?self.shared.endpoint, %error,
+                "the server does not let us run scripts: transactions take their place, which need \
+                 more round trips and connections"
+            );
+        }
+    }
+
+    /// The answer of a script, by a transaction that takes its place.
+    pub(super) async fn transact(
+        &self,
+        step: Step,
+        doing: &'static str,
+    ) -> Result<Value, StoreError> {
+        let (connections, _) = self.connection(doing).await?;
+        let question = Question::new(&self.shared, &connections);
+        let age = self.shared.clock.elapsed().saturating_sub(connections.since);
+        let start = |jobs| {
+            let serving = transactions::serve(WeakLink(Arc::downgrade(&self.shared)), jobs);
+            self.shared.thread.handle.spawn(serving);
+        };
+        let outcome = connections.lanes.run(step, age, start).await;
+        question.answered();
+        outcome.map_err(|failure| {
+            if failure.is_denied() {
+                // Scripts may be what is permitted now.
+                connections.are_scripts_denied.store(false, Ordering::Relaxed);
+            }
+            let (error, verdict) = failure.classify(doing);
+            // A node of a cluster that is gone says nothing about the others.
+            if verdict == Verdict::Replace && !self.is_cluster() {
+                self.shared.replace(&connections);
+            }
+            error
+        })
+    }
+
+    /// A connection that is shared with nobody; to be made on the thread of connections.
+    pub(super) async fn alone(
+        &self,
+        node: Option<&Node>,
+    ) -> Result<redis::aio::MultiplexedConnection, Failure> {
+        let endpoint = self.shared.endpoint()?;
+        Ok(endpoint.alone(node).await?)
+    }
+
+    /// Since the link was made.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.shared.clock.elapsed()
     }
 
     async fn ranges(&self) -> Result<Vec<Range>, StoreError> {
@@ -348,18 +442,24 @@ impl Shared {
 
     /// New connections, with the credentials of this moment.
     async fn connections(&self) -> Result<(Vec<Connection>, Option<Node>), StoreError> {
+        let endpoint = self.endpoint();
+        let endpoint = endpoint.map_err(|failure| failure.classify("connect to the server").0)?;
+        endpoint.connect(self.count).await
+    }
+
+    /// Where the server is, and who we are at this moment.
+    fn endpoint(&self) -> Result<Arc<Endpoint>, Failure> {
         let (target, access) = &*self.address;
         if !access.changes() {
-            return self.endpoint.connect(self.count).await;
+            return Ok(Arc::clone(&self.endpoint));
         }
         // Whoever is asked for them may panic, and this thread serves everybody.
         let endpoint = catch_unwind(AssertUnwindSafe(|| Endpoint::of(target, access)));
         let Ok(endpoint) = endpoint else {
-            return Err(StoreError::new(StoreErrorKind::Denied, "ask for the credentials"));
+            let denied = StoreError::new(StoreErrorKind::Denied, "ask for the credentials");
+            return Err(Failure::Odd(denied));
         };
-        let endpoint =
-            endpoint.map_err(|error| reply::classify(error, "connect to the server").0)?;
-        endpoint.connect(self.count).await
+        Ok(Arc::new(endpoint?))
     }
 
     fn has(&self, connections: &Arc<Connections>) -> bool {
@@ -386,7 +486,12 @@ async fn connect(shared: Weak<Shared>, mut wait: Duration) {
         match shared.connections().await {
             Ok((all, leads_to)) => {
                 tracing::debug!(server = ?shared.endpoint, "connected");
-                let connections = Arc::new(Connections { all, since: shared.clock.elapsed() });
+                let connections = Arc::new(Connections {
+                    all,
+                    since: shared.clock.elapsed(),
+                    are_scripts_denied: AtomicBool::new(false),
+                    lanes: Lanes::default(),
+                });
                 shared.set(State::Up(Arc::clone(&connections)));
                 if let Some(node) = leads_to {
                     let watching = watch(Arc::downgrade(&shared), connections, node);

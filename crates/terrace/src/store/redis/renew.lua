@@ -3,7 +3,7 @@
 -- KEYS: the lease. ARGV: time of day (0: the server's own), milliseconds it lasts, its token.
 -- Answers with 1 if the token is the one that stands.
 
-local now, lasts = tonumber(ARGV[1]), tonumber(ARGV[2])
+local told, lasts = tonumber(ARGV[1]), tonumber(ARGV[2])
 local token = string.match(redis.call('GET', KEYS[1]) or '', '^(%x+):')
 if token ~= ARGV[3] then
     return 0
@@ -12,12 +12,6 @@ if lasts == 0 then
     redis.call('UNLINK', KEYS[1])
     return 1
 end
-local keeps = lasts
-if now == 0 then
-    local time = redis.call('TIME')
-    now = time[1] * 1000 + math.floor(time[2] / 1000)
-else
-    keeps = lasts + 60000
-end
-redis.call('SET', KEYS[1], token .. ':' .. string.format('%.0f', now + lasts), 'PX', keeps)
+redis.call('SET', KEYS[1], token .. ':' .. string.format('%.0f', clock(told) + lasts),
+    'PX', keeps(told, lasts))
 return 1

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
+use redis::{Client, ConnectionInfo, ErrorKind, RedisError, RedisResult, Value};
 use tokio::time::timeout;
 
-use super::endpoint::{CONNECTING, Node, open};
+use super::endpoint::{CONNECTING, Node, at, open};
 
 /// How often sentinels are asked whether the primary has changed: they tell, but may be away.
 const ASKING: Duration = Duration::from_secs(1);
@@ -49,18 +49,8 @@ impl Sentinels {
     }
 
     /// How to connect to a server of this service.
-    pub(super) fn client(&self, (host, port): &Node) -> RedisResult<Client> {
-        let (host, port) = (host.clone(), *port);
-        let address = match self.server.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host, port),
-        };
-        Client::open(self.server.clone().set_addr(address))
+    pub(super) fn client(&self, node: &Node) -> RedisResult<Client> {
+        Client::open(at(&self.server, node))
     }
 
     /// Sentinels may name a server that is none the wiser: it must say itself that it is the

@@ -1,0 +1,331 @@
+//! The **twins** of the scripts: each decides as the script of its name does, in the same words.
+//!
+//! They take the same keys and arguments and bring the same answers; see the `.lua` files for both.
+
+use redis::Value;
+
+use super::counter::{self, Change, Counter, SPARE};
+use super::ledger::{Head, KEPT, Keys, Ledger, Part, key_of};
+use super::view::{Answer, Args, View, bulk, int, items, key, text};
+use crate::store::StoreError;
+use crate::store::redis::apart::space_of;
+
+/// A twin, by what it reaches.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store::redis) enum Twin {
+    /// The ledger, which it may change: those of one process take turns, many in one transaction.
+    Writes(fn(&mut Ledger<'_>, &mut Args<'_>, &Head<'_>) -> Result<Answer, StoreError>),
+    /// The ledger, which it leaves as it is unless that is not whole.
+    Reads(fn(&mut Ledger<'_>, &mut Args<'_>, &Head<'_>) -> Result<Answer, StoreError>),
+    /// Keys of one name.
+    Alone(fn(&mut View, &[String], &mut Args<'_>) -> Result<Answer, StoreError>),
+}
+
+/// What becomes of a name whose values were dropped.
+enum Held {
+    No,
+    Schemas(String),
+    /// What was dropped besides, and at which place the server says how many frames were.
+    Dropped {
+        had_counter: bool,
+        frames: Option<usize>,
+    },
+}
+
+pub(in crate::store::redis) fn append(
+    ledger: &mut Ledger<'_>,
+    args: &mut Args<'_>,
+    head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    let (incarnation, number, tip) = (args.text()?, args.number::<u64>()?, args.text()?);
+    let (random, is_apart) = (args.text()?, args.flag()?);
+    // Somebody knows a later line than there is: the server was put back to an older state.
+    let is_later = number > ledger.last || (number == ledger.last && tip != ledger.tip);
+    if incarnation == ledger.incarnation && is_later {
+        ledger.begin(head.fresh);
+    }
+    let condition = args.text()?;
+    if !condition.is_empty() {
+        let (number, name, tags) = (args.number()?, args.text()?, args.texts()?);
+        if !ledger.permits(condition, number, name, &tags) {
+            return Ok(Answer::Now(Value::Nil));
+        }
+    }
+    let mut held = Vec::new();
+    while !args.is_over() {
+        let (kind, name) = (args.text()?, args.text()?);
+        ledger.append(kind, name, format!("{random}{}", held.len() + 1));
+        let is_key = matches!(kind, "k" | "w");
+        held.push(match (is_apart, is_key) {
+            (true, true) => Held::Schemas(ledger.schemas_of(name)),
+            (true, false) => Held::Schemas(String::new()),
+            (false, true) => void_beside(ledger, name, kind == "k", head),
+            (false, false) => Held::No,
+        });
+    }
+    let (incarnation, last) = (bulk(&*ledger.incarnation), int(ledger.last));
+    let tip = bulk(&*ledger.tip);
+    Ok(Answer::After(Box::new(move |replies| {
+        let held = held.into_iter().map(|held| match held {
+            Held::No => Value::Int(0),
+            Held::Schemas(schemas) => bulk(schemas),
+            Held::Dropped { had_counter, frames } => {
+                let gone = frames.and_then(|place| replies.get(place));
+                let gone = matches!(gone, Some(Value::Int(gone)) if *gone > 0);
+                Value::Int(i64::from(gone || had_counter))
+            }
+        });
+        Value::Array(vec![incarnation, last, tip, Value::Array(held.collect())])
+    })))
+}
+
+/// Drops what lies beside the ledger under a name.
+fn void_beside(ledger: &mut Ledger<'_>, name: &str, with_lease: bool, head: &Head<'_>) -> Held {
+    let counter = key_of(head.prefix, name, "count");
+    let had_counter = ledger.counter(&counter, name, head.now).is_some();
+    let schemas = ledger.schemas_of(name);
+    let mut unlink = redis::cmd("UNLINK");
+    let mut has_frames = false;
+    for schema in schemas.split(|letter: char| !letter.is_ascii_hexdigit()) {
+        if !schema.is_empty() {
+            unlink.arg(key_of(head.prefix, name, &format!("1:{schema}")));
+            has_frames = true;
+        }
+    }
+    let frames = has_frames.then(|| ledger.view.write(unlink));
+    let mut unlink = redis::cmd("UNLINK");
+    unlink.arg(&counter);
+    if with_lease {
+        unlink.arg(key_of(head.prefix, name, "lease"));
+    }
+    ledger.view.write(unlink);
+    ledger.note_counter(&counter, None);
+    Held::Dropped { had_counter, frames }
+}
+
+pub(in crate::store::redis) fn put(
+    ledger: &mut Ledger<'_>,
+    args: &mut Args<'_>,
+    head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    let is_apart = args.flag()?;
+    let mut answers = Vec::new();
+    while !args.is_over() {
+        let (name, schema, lives) = (args.text()?, args.text()?, args.number()?);
+        let (incarnation, number) = (args.text()?, args.number()?);
+        let tags = args.texts()?;
+        let frame = if is_apart { None } else { Some(args.bytes()?) };
+        let is_permitted = ledger.permits(incarnation, number, name, &tags);
+        answers.push(Value::Int(i64::from(is_permitted)));
+        // What it may have to know is asked for at once.
+        let known = ledger.schemas_of(name);
+        if is_permitted {
+            if !known.contains(schema) {
+                ledger.note_schema(name, schema);
+            }
+            if let Some(frame) = frame {
+                let key = key_of(head.prefix, name, &format!("1:{schema}"));
+                store(ledger.view, &key, frame, lives);
+            }
+        }
+    }
+    Ok(Answer::Now(Value::Array(answers)))
+}
+
+fn store(view: &mut View, key: &str, frame: &[u8], lives: i64) {
+    view.write(match lives {
+        0 => redis::cmd("SET").arg(key).arg(frame).take(),
+        ..0 => redis::cmd("UNLINK").arg(key).take(),
+        lives => redis::cmd("SET").arg(key).arg(frame).arg("PX").arg(lives).take(),
+    });
+}
+
+pub(in crate::store::redis) fn follow(
+    ledger: &mut Ledger<'_>,
+    args: &mut Args<'_>,
+    _head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    let (number, most) = (args.number::<u64>()?, args.number::<u64>()?);
+    let range = [format!("({number}-0"), "+".into(), "COUNT".into(), most.to_string()];
+    let lines = ledger.view.ask("XRANGE", ledger.keys().lines, &range);
+    let is_behind = number < ledger.last;
+    let lines = if is_behind { items(&lines).to_vec() } else { Vec::new() };
+    Ok(Answer::Now(Value::Array(vec![
+        bulk(&*ledger.incarnation),
+        int(ledger.last),
+        bulk(&*ledger.tip),
+        int(KEPT),
+        Value::Array(lines),
+    ])))
+}
+
+pub(in crate::store::redis) fn snapshot(
+    ledger: &mut Ledger<'_>,
+    _args: &mut Args<'_>,
+    _head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    let Keys { marks, prefixes, .. } = ledger.keys();
+    let [marks, prefixes] = [marks, prefixes].map(|key| {
+        let all = ledger.view.ask("ZRANGE", key, &["0", "-1", "WITHSCORES"]);
+        // Of a ledger that has just begun nothing is left.
+        if ledger.has_begun() { Value::Array(Vec::new()) } else { all }
+    });
+    Ok(Answer::Now(Value::Array(vec![
+        bulk(&*ledger.incarnation),
+        int(ledger.last),
+        bulk(&*ledger.tip),
+        int(ledger.floor),
+        marks,
+        prefixes,
+    ])))
+}
+
+pub(in crate::store::redis) fn distrust(
+    ledger: &mut Ledger<'_>,
+    args: &mut Args<'_>,
+    head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    if ledger.incarnation == args.text()? {
+        ledger.begin(head.fresh);
+    }
+    Ok(Answer::Now(Value::Int(1)))
+}
+
+pub(in crate::store::redis) fn count(
+    ledger: &mut Ledger<'_>,
+    args: &mut Args<'_>,
+    head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    let name = args.text()?;
+    let key = key_of(head.prefix, name, "count");
+    let (by, lives) = (addend(args)?, args.number()?);
+    Ok(counter::beside(ledger, name, head, &Change { key: &key, by, lives, told: head.now }))
+}
+
+fn addend(args: &mut Args<'_>) -> Result<Option<i64>, StoreError> {
+    let mut rest = args.clone();
+    if args.text()?.is_empty() { Ok(None) } else { rest.number().map(Some) }
+}
+
+pub(in crate::store::redis) fn latest(
+    ledger: &mut Ledger<'_>,
+    args: &mut Args<'_>,
+    _head: &Head<'_>,
+) -> Result<Answer, StoreError> {
+    let name = args.text()?;
+    let marks = ["e".to_owned(), format!("s{}", space_of(name))];
+    let marks = marks.map(|mark| ledger.score(Part::Marks, &mark));
+    let latest = marks.into_iter().flatten().max().unwrap_or(0).max(ledger.floor);
+    let latest = ledger.prefix_named(latest, name).unwrap_or(latest);
+    Ok(Answer::Now(Value::Array(vec![bulk(&*ledger.incarnation), int(ledger.last), int(latest)])))
+}
+
+/// The line to which a fence was raised.
+fn fence(view: &mut View, key: &str) -> Option<(String, u64)> {
+    let fence = view.ask("GET", key, NOTHING);
+    let (incarnation, number) = text(&fence)?.split_once(' ')?;
+    Some((incarnation.to_owned(), number.parse().ok()?))
+}
+
+/// No arguments besides the key.
+const NOTHING: &[&str] = &[];
+
+pub(in crate::store::redis) fn put_apart(
+    view: &mut View,
+    keys: &[String],
+    args: &mut Args<'_>,
+) -> Result<Answer, StoreError> {
+    let (incarnation, number) = (args.text()?, args.number::<u64>()?);
+    let (lives, frame) = (args.number()?, args.bytes()?);
+    let fence = fence(view, key(keys, 0)?);
+    if fence.is_some_and(|(of, raised)| of == incarnation && raised > number) {
+        return Ok(Answer::Now(Value::Int(0)));
+    }
+    store(view, key(keys, 1)?, frame, lives);
+    Ok(Answer::Now(Value::Int(1)))
+}
+
+pub(in crate::store::redis) fn count_apart(
+    view: &mut View,
+    keys: &[String],
+    args: &mut Args<'_>,
+) -> Result<Answer, StoreError> {
+    let (told, incarnation) = (args.number()?, args.text()?);
+    let (last, latest) = (args.number()?, args.number::<u64>()?);
+    let (by, lives) = (addend(args)?, args.number()?);
+    let key = key(keys, 0)?;
+    let found = Counter::find(view, key).filter(|found| {
+        found.incarnation == incarnation && found.number >= latest && !found.is_over(view, told)
+    });
+    let change = Change { key, by, lives, told };
+    Ok(counter::change(view, &change, found, incarnation, last).0)
+}
+
+pub(in crate::store::redis) fn void(
+    view: &mut View,
+    keys: &[String],
+    args: &mut Args<'_>,
+) -> Result<Answer, StoreError> {
+    let (incarnation, number) = (args.text()?, args.number::<u64>()?);
+    let (with_lease, stands) = (args.flag()?, args.number::<u64>()?);
+    let fence_key = key(keys, 0)?;
+    let stands_already =
+        fence(view, fence_key).is_some_and(|(of, raised)| of == incarnation && raised >= number);
+    if !stands_already {
+        let raised = format!("{incarnation} {number}");
+        view.write(redis::cmd("SET").arg(fence_key).arg(raised).arg("PX").arg(stands).take());
+    }
+    if with_lease {
+        view.write(redis::cmd("UNLINK").arg(key(keys, 1)?).take());
+    }
+    let held = keys.get(2..).unwrap_or_default();
+    let gone = (!held.is_empty()).then(|| view.write(redis::cmd("UNLINK").arg(held).take()));
+    Ok(Answer::After(Box::new(move |replies| {
+        let gone = gone.and_then(|place| replies.get(place));
+        Value::Int(i64::from(matches!(gone, Some(Value::Int(gone)) if *gone > 0)))
+    })))
+}
+
+pub(in crate::store::redis) fn lease(
+    view: &mut View,
+    keys: &[String],
+    args: &mut Args<'_>,
+) -> Result<Answer, StoreError> {
+    let (told, lasts, token) = (args.number()?, args.number::<u64>()?, args.text()?);
+    let key = key(keys, 0)?;
+    let now = view.millis(told);
+    let held = view.ask("GET", key, NOTHING);
+    let until = text(&held).and_then(|held| held.rsplit_once(':')?.1.parse::<u64>().ok());
+    if let Some(left) = until.and_then(|until| until.checked_sub(now)).filter(|left| *left > 0) {
+        return Ok(Answer::Now(Value::Array(vec![Value::Int(0), int(left)])));
+    }
+    hold(view, key, token, now, lasts, told);
+    Ok(Answer::Now(Value::Array(vec![Value::Int(1), int(lasts)])))
+}
+
+pub(in crate::store::redis) fn renew(
+    view: &mut View,
+    keys: &[String],
+    args: &mut Args<'_>,
+) -> Result<Answer, StoreError> {
+    let (told, lasts, token) = (args.number()?, args.number::<u64>()?, args.text()?);
+    let key = key(keys, 0)?;
+    let now = view.millis(told);
+    let held = view.ask("GET", key, NOTHING);
+    if text(&held).and_then(|held| held.split_once(':')).map(|(holder, _)| holder) != Some(token) {
+        return Ok(Answer::Now(Value::Int(0)));
+    }
+    if lasts == 0 {
+        view.write(redis::cmd("UNLINK").arg(key).take());
+    } else {
+        hold(view, key, token, now, lasts, told);
+    }
+    Ok(Answer::Now(Value::Int(1)))
+}
+
+fn hold(view: &mut View, key: &str, token: &str, now: u64, lasts: u64, told: u64) {
+    // Whoever tells the time decides when it is over.
+    let keeps = if told == 0 { lasts } else { lasts + SPARE };
+    let held = format!("{token}:{}", now + lasts);
+    view.write(redis::cmd("SET").arg(key).arg(held).arg("PX").arg(keeps).take());
+}
