@@ -108,7 +108,7 @@ enum Old<K, V> {
 /// An entry takes what its slot takes, and its part in index, policy and unused room.
 pub(crate) const fn overhead<K, V>() -> u64 {
     let slot = size_of::<Slot<K, V>>() - size_of::<K>() - size_of::<V>();
-    // A group of 64 bytes for 8 to 10 entries, a fingerprint and a sketch of 6.4 bytes, places in
+    // A group of 64 bytes for 8 or 9 entries, a fingerprint and a sketch of 6.4 bytes, places in
     // a queue, and segments and garbage that are not full.
     slot as u64 + 20
 }
