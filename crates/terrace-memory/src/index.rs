@@ -296,6 +296,14 @@ impl Index {
         }
     }
 
+    /// Asks for the line that a search will read first.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        crate::prefetch::line(
+            self.pairs.as_ptr().cast::<Group>().wrapping_add(self.home(hash) as usize),
+        );
+    }
+
     /// Puts another slot in the place of one with the same key.
     #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
     pub(crate) fn replace(&self, place: Place, slot: u32) {

@@ -553,7 +553,8 @@ impl<K, V> Locked<'_, K, V> {
         if common.by_bytes {
             writer.expect_no_more();
         }
-        let entries = InSlots { spared, ..InSlots::new(&writer.slots, common) };
+        let index = Some(&writer.index);
+        let entries = InSlots { spared, index, ..InSlots::new(&writer.slots, common) };
         let Some(number) = writer.order.evict(&entries, limit) else {
             return self.remove_dead(spared, now);
         };
@@ -986,12 +987,14 @@ struct InSlots<'a, K, V> {
     common: &'a Common,
     /// A slot that must not be chosen now, as if it were pinned.
     spared: Option<u32>,
+    /// Where those who leave are, if any do.
+    index: Option<&'a Index>,
 }
 
 impl<'a, K, V> InSlots<'a, K, V> {
     #[inline]
     fn new(slots: &'a Slots<K, V>, common: &'a Common) -> Self {
-        Self { slots, common, spared: None }
+        Self { slots, common, spared: None, index: None }
     }
 }
 
@@ -1049,6 +1052,18 @@ impl<K, V> Entries for InSlots<'_, K, V> {
 
     fn slots(&self) -> u32 {
         self.slots.end()
+    }
+
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        prefetch::line(self.slots.get(slot));
+    }
+
+    #[inline]
+    fn prefetch_leaving(&self, hash: u32) {
+        if let Some(index) = self.index {
+            index.prefetch(hash);
+        }
     }
 
     #[inline]

@@ -1,5 +1,7 @@
 //! A ghost: what is remembered of keys whose entries were evicted.
 
+use crate::prefetch;
+
 /// Fingerprints of evicted keys: two bytes a key, in buckets of a fixed size from which the
 /// oldest falls out.
 ///
@@ -43,6 +45,12 @@ impl Ghost {
         bucket.copy_within(at + 1.., at);
         bucket[WAYS - 1] = 0;
         true
+    }
+
+    /// Asks for what is needed to remember a key, or to look for it.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        prefetch::line(self.buckets.as_ptr().wrapping_add(self.at(hash)));
     }
 
     /// Adapts to so many entries. Nothing is lost where the buckets are doubled; otherwise keys

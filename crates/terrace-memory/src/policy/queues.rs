@@ -122,6 +122,32 @@ impl Queues {
 
     #[inline]
     pub(crate) fn evict(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
+        let chosen = self.choose(entries, limit, rule);
+        self.look_ahead(entries);
+        chosen
+    }
+
+    /// Asks for the memory that the next evictions will need: to wait for it takes longer than all
+    /// else about them.
+    #[inline]
+    fn look_ahead(&self, entries: &impl Entries) {
+        let Some(&next) = self.window.front() else { return };
+        // Its slot was asked for when the last entry left.
+        let hash = entries.hash(next);
+        entries.prefetch_leaving(hash);
+        self.ghost.prefetch(hash);
+        if self.counts
+            && let Some(sketch) = &self.sketch
+        {
+            sketch.prefetch(hash);
+        }
+        if let Some(&later) = self.window.get(1) {
+            entries.prefetch(later);
+        }
+    }
+
+    #[inline]
+    fn choose(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
         self.limit = limit;
         self.is_full = true;
         self.follow(rule);
@@ -210,8 +236,14 @@ impl Queues {
     fn follow(&mut self, rule: Rule) {
         self.counts = rule != Rule::S3Fifo;
         if self.counts && self.sketch.is_none() {
-            self.sketch = Some(Sketch::new(self.expected));
+            self.begin_to_count();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn begin_to_count(&mut self) {
+        self.sketch = Some(Sketch::new(self.expected));
     }
 
     /// Whether the shard is far from full. That nothing had to leave for an entry does not mean
