@@ -83,7 +83,7 @@ fn absent() -> &'static Case<u64> {
 /// With room for more in its indexes too: none of them grows while inserts are counted.
 fn roomy() -> &'static Case<u64> {
     let cache = filled(2 * RESIDENT, |number| number);
-    for key in RESIDENT..RESIDENT + 2 * OPERATIONS {
+    for key in RESIDENT..RESIDENT + 4 * OPERATIONS {
         insert(&cache, key, key);
     }
     leaked(cache, (NEW..NEW + OPERATIONS).collect())

@@ -13,7 +13,7 @@ use crate::listener::Listener;
 use crate::policy::{AnyOrder, Touch};
 use crate::sampling::Sampling;
 use crate::shard::{self, Common, Locked, Room, Shard};
-use crate::slot::{Life, MAX_WEIGHT, Slot};
+use crate::slot::{MAX_WEIGHT, Slot};
 use crate::spaces::Spaces;
 use crate::stats::Reads;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -164,8 +164,9 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
         let pin = self.common.epoch.pin();
         let found = self.find(&pin, hash, key);
         if let Some((number, slot)) = found {
-            if self.is_alive(&pin, hash, number, slot, now) {
-                self.note_use(&pin, hash, number, slot, now);
+            let judged = self.judge(&pin, hash, number, slot, now);
+            if judged != Judged::Dead {
+                self.note_use(&pin, hash, number, slot, judged, now);
                 // SAFETY: the slot was found after the epoch was pinned, which it still is.
                 return Some(read(unsafe { &slot.entry().1 }));
             }
@@ -201,16 +202,17 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
                 if self.sampling.wants(hash.whole) {
                     self.sample(hash);
                 }
-                let found = self.find(&pin, hash, key);
-                let alive =
-                    found.filter(|(number, slot)| self.is_alive(&pin, hash, *number, slot, now));
-                if let Some((number, slot)) = alive {
-                    self.note_use(&pin, hash, number, slot, now);
+                let found = self.find(&pin, hash, key).and_then(|(number, slot)| {
+                    let judged = self.judge(&pin, hash, number, slot, now);
+                    (judged != Judged::Dead).then_some((number, slot, judged))
+                });
+                if let Some((number, slot, judged)) = found {
+                    self.note_use(&pin, hash, number, slot, judged, now);
                 } else {
                     self.reads.count(pin.thread(), false);
                 }
                 // SAFETY: the slot was found after the epoch was pinned, which it still is.
-                let value = alive.map(|(_, slot)| unsafe { &slot.entry().1 });
+                let value = found.map(|(_, slot, _)| unsafe { &slot.entry().1 });
                 read(chunk * MANY + at, value);
             }
         }
@@ -231,7 +233,7 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
         let hash = self.hash(key);
         let pin = self.common.epoch.pin();
         let (number, slot) = self.find(&pin, hash, key)?;
-        if !self.is_alive(&pin, hash, number, slot, now) {
+        if self.judge(&pin, hash, number, slot, now) == Judged::Dead {
             return None;
         }
         // SAFETY: the slot was found after the epoch was pinned, which it still is.
@@ -256,14 +258,19 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     }
 
     #[inline(always)]
-    fn is_alive(&self, pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) -> bool {
+    fn judge(&self, pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) -> Judged {
         // Before the life: an entry of this generation was not removed with its space before now.
         let plain = self.common.spaces.plain();
         let life = slot.life();
         if life.is_expired(now) {
-            return false;
+            Judged::Dead
+        } else if life.odd_bits() == plain {
+            Judged::Alive
+        } else if self.is_odd_alive(pin, hash, number, slot) {
+            Judged::OddAlive
+        } else {
+            Judged::Dead
         }
-        life.odd_bits() == plain || self.is_odd_alive(pin, hash, number, slot)
     }
 
     /// The same for an entry that has not expired and was stored before a space was removed, or
@@ -293,26 +300,26 @@ impl<K, V, S: BuildHasher> Memory<K, V, S> {
     }
 
     #[inline(always)]
-    fn note_use(&self, pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) {
+    fn note_use(
+        &self,
+        pin: &Pin,
+        hash: Hashed,
+        number: u32,
+        slot: &Slot<K, V>,
+        judged: Judged,
+        now: Tick,
+    ) {
         self.reads.count(pin.thread(), true);
         slot.count_use();
-        let life = slot.life();
-        if self.touch != Touch::Nothing || life.is_idle() {
-            self.note_more(pin, hash, number, slot, life, now);
+        if self.touch != Touch::Nothing || judged != Judged::Alive {
+            self.note_more(pin, hash, number, slot, now);
         }
     }
 
     #[inline(never)]
-    fn note_more(
-        &self,
-        _pin: &Pin,
-        hash: Hashed,
-        number: u32,
-        slot: &Slot<K, V>,
-        life: Life,
-        now: Tick,
-    ) {
+    fn note_more(&self, _pin: &Pin, hash: Hashed, number: u32, slot: &Slot<K, V>, now: Tick) {
         let reader = &self.shard(hash).reader.0;
+        let life = slot.life();
         // SAFETY: the slot was found while the epoch was pinned, as it is.
         unsafe {
             reader.touch(self.touch, number);
@@ -1010,6 +1017,15 @@ impl<K, V, S> fmt::Debug for Memory<K, V, S> {
             .field("shards", &self.shards.len())
             .finish_non_exhaustive()
     }
+}
+
+/// Whether an entry may be shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Dead,
+    Alive,
+    /// It expires when it is not used, or was stored before a space was removed.
+    OddAlive,
 }
 
 /// What is to become of a key.

@@ -48,6 +48,7 @@ impl Attributes {
     }
 
     /// When an entry that is stored or used now expires if it is not used again.
+    #[inline]
     pub(crate) fn first_expires(&self, now: Tick) -> Tick {
         let Some(_) = self.idle else { return self.expires };
         self.expires.min(Tick(now.0.saturating_add(self.idle_millis().into())))
@@ -60,6 +61,7 @@ impl Attributes {
     }
 
     /// Whether there is anything that a slot has no place for.
+    #[inline]
     pub(crate) fn has_extra(&self) -> bool {
         self.stamp != 0 || self.space != 0 || self.idle.is_some()
     }

@@ -6,7 +6,7 @@
 //! search knows when to stop (as in F14, Facebook's hash table). Entries never move within a
 //! table. So readers need no lock: they see an entry, or they see it gone, or being replaced.
 
-use std::{array, mem, ptr};
+use std::{array, mem, ptr, slice};
 
 use Ordering::{Acquire, Relaxed, Release};
 
@@ -43,32 +43,42 @@ pub(crate) struct Place {
     lane: u8,
 }
 
+/// What tables are made of, so that they begin at multiples of 128.
+#[repr(C, align(128))]
+struct Pair([Group; 2]);
+
 /// What readers see of an index: the table, which is another one when it has grown.
 pub(crate) struct IndexReader {
-    /// Tables begin at multiples of 64: the bits that are free tell the size.
+    /// Tables begin at multiples of 128: the bits that are free tell the size.
     table: AtomicPtr<Group>,
 }
 
-/// How many groups there are: 4, 5, 6 or 7 times a power of two, so that growing by one size
-/// leaves little unused.
+/// Where the size is, in the address of a table.
+const SIZE_MASK: usize = align_of::<Pair>() - 1;
+
+/// How many groups there are: 8 to 15 times a power of two, so that growing by one size leaves
+/// little unused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Size(u8);
 
 impl Size {
-    const MAX: Self = Self(63);
+    const MAX: Self = Self(SIZE_MASK as u8);
 
     #[inline(always)]
     fn groups(self) -> u32 {
-        (4 + u32::from(self.0 & 3)) << (self.0 >> 2)
+        (8 + u32::from(self.0 & 7)) << (self.0 >> 3)
     }
 
-    /// How many entries it is good for: 85 % of the lanes.
+    /// How many entries it can take: five in six lanes.
     fn entries(self) -> u32 {
-        self.groups() * 10 + self.groups() / 5
+        self.groups() * 10
     }
 
+    /// For so many entries in three of four lanes. Fuller tables take little less memory, and every
+    /// search of them more often has to go on in another group; but a shard that holds somewhat
+    /// more than its part need not grow for that.
     fn for_entries(entries: u32) -> Self {
-        (0..Self::MAX.0).map(Self).find(|size| size.entries() >= entries).unwrap_or(Self::MAX)
+        (0..Self::MAX.0).map(Self).find(|size| size.groups() * 9 >= entries).unwrap_or(Self::MAX)
     }
 }
 
@@ -143,17 +153,20 @@ impl Group {
         Err(tags[1] >> PAST_SHIFT & STUCK)
     }
 
+    #[inline]
     fn empty_lane(&self) -> Option<usize> {
         let empty = matches(self.tags(Relaxed), 0);
         (empty != 0).then(|| empty.trailing_zeros() as usize)
     }
 
+    #[inline]
     #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
     fn set(&self, lane: usize, tag: u8, slot: u32) {
         self.slots[lane].store(slot, Release);
         self.set_tag(lane, tag);
     }
 
+    #[inline]
     #[expect(clippy::indexing_slicing, reason = "lanes are below their number")]
     fn set_tag(&self, lane: usize, tag: u8) {
         let (word, shift) = (&self.tags[lane / LANES_IN_WORD], lane % LANES_IN_WORD * 8);
@@ -204,8 +217,8 @@ impl IndexReader {
     #[inline(always)]
     fn table(&self) -> (*const Group, u32) {
         let table = self.table.load(Acquire);
-        let size = Size((table.addr() & 63) as u8);
-        (table.map_addr(|address| address & !63), size.groups())
+        let size = Size((table.addr() & SIZE_MASK) as u8);
+        (table.map_addr(|address| address & !SIZE_MASK), size.groups())
     }
 }
 
@@ -216,7 +229,9 @@ fn next(group: u32, groups: u32) -> u32 {
 
 /// The index of a shard, for the one who has its lock.
 pub(crate) struct Index {
-    groups: Box<[Group]>,
+    pairs: Box<[Pair]>,
+    /// How many groups there are.
+    count: u32,
     size: Size,
     len: u32,
     /// It has to grow before there are more entries than this.
@@ -240,12 +255,14 @@ impl Index {
     }
 
     fn with_size(size: Size) -> Self {
-        let groups = (0..size.groups()).map(|_| Group::empty()).collect();
-        Self { groups, size, len: 0, most: size.entries() }
+        let count = size.groups();
+        let pair = |_| Pair(array::from_fn(|_| Group::empty()));
+        let pairs = (0..count.div_ceil(2)).map(pair).collect();
+        Self { pairs, count, size, len: 0, most: size.entries() }
     }
 
     fn publish(&self, reader: &IndexReader) {
-        let table = self.groups.as_ptr().cast_mut();
+        let table = self.pairs.as_ptr().cast::<Group>().cast_mut();
         reader.table.store(table.map_addr(|address| address | usize::from(self.size.0)), Release);
     }
 
@@ -271,12 +288,20 @@ impl Index {
             match self.group(group).find(tag, &mut is_it) {
                 Ok((slot, lane)) => return Some((slot, Place { group, lane })),
                 Err(0) => return None,
-                Err(_) => group = next(group, self.count()),
+                Err(_) => group = next(group, self.count),
             }
             if group == first {
                 return None;
             }
         }
+    }
+
+    /// Asks for the line that a search will read first.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        crate::prefetch::line(
+            self.pairs.as_ptr().cast::<Group>().wrapping_add(self.home(hash) as usize),
+        );
     }
 
     /// Puts another slot in the place of one with the same key.
@@ -296,7 +321,7 @@ impl Index {
                 return;
             }
             self.group(group).count_past(true);
-            group = next(group, self.count());
+            group = next(group, self.count);
         }
     }
 
@@ -306,7 +331,7 @@ impl Index {
         let mut group = self.home(hash);
         while group != place.group {
             self.group(group).count_past(false);
-            group = next(group, self.count());
+            group = next(group, self.count);
         }
         self.len -= 1;
     }
@@ -331,7 +356,7 @@ impl Index {
 
     /// Makes room for more entries: `hash_of` tells the hash of a slot. The index grows by three
     /// quarters, but not beyond the entries that are `expected`, as long as there are no more;
-    /// then by a quarter. Returns the table that readers may still be in.
+    /// then by an eighth. Returns the table that readers may still be in.
     #[cold]
     pub(crate) fn grow(
         &mut self,
@@ -339,7 +364,7 @@ impl Index {
         expected: u32,
         hash_of: impl Fn(u32) -> u32,
     ) -> Self {
-        let more = Size((self.size.0 + 3).min(Size::MAX.0));
+        let more = Size((self.size.0 + 6).min(Size::MAX.0));
         let next = Size((self.size.0 + 1).min(Size::MAX.0));
         let mut grown = Self::with_size(more.min(Size::for_entries(expected)).max(next));
         for slot in self.slots() {
@@ -351,7 +376,7 @@ impl Index {
 
     /// The slots in the index, in no order.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
-        self.groups.iter().flat_map(|group| {
+        self.groups().iter().flat_map(|group| {
             group.slots.iter().enumerate().filter_map(|(lane, slot)| {
                 let word = group.tags.get(lane / LANES_IN_WORD)?.load(Relaxed);
                 (word >> (lane % LANES_IN_WORD * 8) & 0xFF != 0).then(|| slot.load(Relaxed))
@@ -359,21 +384,21 @@ impl Index {
         })
     }
 
-    /// How many groups there are.
     #[inline(always)]
-    fn count(&self) -> u32 {
-        self.groups.len() as u32
+    fn home(&self, hash: u32) -> u32 {
+        home(hash, self.count)
     }
 
     #[inline(always)]
-    fn home(&self, hash: u32) -> u32 {
-        home(hash, self.count())
+    fn groups(&self) -> &[Group] {
+        // SAFETY: a pair is two groups and nothing else, and there are enough of them.
+        unsafe { slice::from_raw_parts(self.pairs.as_ptr().cast(), self.count as usize) }
     }
 
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "groups are below their number")]
     fn group(&self, group: u32) -> &Group {
-        &self.groups[group as usize]
+        &self.groups()[group as usize]
     }
 }
 
@@ -398,10 +423,10 @@ mod tests {
     }
 
     #[test]
-    fn sizes_grow_by_a_quarter_at_most() {
+    fn sizes_grow_by_an_eighth_at_most() {
         for size in 0..Size::MAX.0 {
             let (size, next) = (Size(size), Size(size + 1));
-            assert!(next > size && next.groups() * 4 <= size.groups() * 5);
+            assert!(next > size && next.groups() * 8 <= size.groups() * 9);
         }
         assert_eq!(Size::for_entries(0), Size(0));
         for entries in [1, 40, 41, 1_000, 123_456] {
@@ -453,7 +478,7 @@ mod tests {
         }
         assert!(
             index
-                .groups
+                .groups()
                 .iter()
                 .all(|group| { group.tags.iter().all(|word| word.load(Relaxed) == 0) })
         );

@@ -88,6 +88,10 @@ pub(crate) trait Entries {
     fn set_region(&self, slot: u32, region: u8);
     /// All slots have numbers below this one.
     fn slots(&self) -> u32;
+    /// Asks for what is known of an entry that is to be looked at soon.
+    fn prefetch(&self, _slot: u32) {}
+    /// Asks for what will be needed when an entry with this hash has to leave, which is soon.
+    fn prefetch_leaving(&self, _hash: u32) {}
     /// What is needed to decide about an entry, in one look.
     fn look(&self, slot: u32) -> Look {
         Look {

@@ -43,8 +43,14 @@ impl Common {
 /// in pairs.
 pub(crate) struct Shard<K, V> {
     pub(crate) reader: Padded<Reader<K, V>>,
-    writer: Padded<Mutex<Writer<K, V>>>,
-    tally: Padded<Tally>,
+    guarded: Padded<Guarded<K, V>>,
+}
+
+/// What those change who have the lock, and the lock.
+#[repr(C)]
+struct Guarded<K, V> {
+    tally: Tally,
+    writer: Mutex<Writer<K, V>>,
 }
 
 #[repr(align(128))]
@@ -66,35 +72,61 @@ pub(crate) struct Tally {
     pub(crate) entries: AtomicU64,
 }
 
-/// What is under the lock.
+/// What is under the lock. What every store needs comes first: the fewer cache lines, the less
+/// there is to be brought from the processor that had the lock before.
+#[repr(C)]
 struct Writer<K, V> {
-    index: Index,
-    slots: Slots<K, V>,
-    order: AnyOrder,
     /// What the shard has borrowed of the budget: entries and garbage together are never more.
     lease: Amount,
-    live: Amount,
-    garbage: Amount,
-    /// Slots that were taken out since the epoch was last advanced.
-    open: Vec<u32>,
+    accounts: Accounts,
+    /// So many slots are freed at a time.
+    batch: u64,
+    index: Index,
+    slots: Slots<K, V>,
+    /// The number of entries that the order was told to expect.
+    expected: usize,
+    order: AnyOrder,
     /// Slots that were taken out before this epoch.
     closed: Vec<u32>,
     closed_at: u64,
     /// Lists and tables that readers may still be in, and since when not.
     old: Vec<(u64, Old<K, V>)>,
-    /// So many slots are freed at a time.
-    batch: u64,
     /// Where to look next for dead entries that may not be evicted.
     next_dead: u32,
     /// The last patient wait was in vain.
     is_stalled: bool,
-    /// The number of entries that the order was told to expect.
-    expected: usize,
     /// Evictions since it was last compared with the entries there are.
     evictions: u64,
     /// The most entries there were at one of them.
     most: u64,
+}
+
+/// What is here, and what has left.
+#[derive(Default)]
+#[repr(C)]
+struct Accounts {
+    live: Amount,
+    garbage: Amount,
+    /// Slots that were taken out since the epoch was last advanced.
+    open: Vec<u32>,
     counters: Counters,
+}
+
+impl Accounts {
+    /// An entry has been taken out of the index and the order: its slot waits until no reader can
+    /// hold it.
+    #[inline]
+    fn retire<K, V>(&mut self, common: &Common, slot: &Slot<K, V>, number: u32, cause: Cause) {
+        let (life, weight) = slot.retire(cause.code());
+        let amount = Amount::entry(weight.into());
+        self.live.subtract(amount);
+        self.garbage.add(amount);
+        if life.is_negative() {
+            common.negative.fetch_sub(common.cost(amount.bytes), Relaxed);
+        }
+        self.counters.left(cause);
+        self.open.push(number);
+    }
 }
 
 /// Kept until it can be dropped.
@@ -108,7 +140,7 @@ enum Old<K, V> {
 /// An entry takes what its slot takes, and its part in index, policy and unused room.
 pub(crate) const fn overhead<K, V>() -> u64 {
     let slot = size_of::<Slot<K, V>>() - size_of::<K>() - size_of::<V>();
-    // A group of 64 bytes for 8 to 10 entries, a fingerprint and a sketch of 6.4 bytes, places in
+    // A group of 64 bytes for 8 or 9 entries, a fingerprint and a sketch of 6.4 bytes, places in
     // a queue, and segments and garbage that are not full.
     slot as u64 + 20
 }
@@ -118,7 +150,7 @@ impl<K, V> Writer<K, V> {
     /// order that remembers more than it should takes whatever comes back for something new.
     fn expect_no_more(&mut self) {
         self.evictions += 1;
-        self.most = self.most.max(self.live.entries);
+        self.most = self.most.max(self.accounts.live.entries);
         if self.evictions >= 2 * self.most.max(32) {
             let most = usize::try_from(self.most).unwrap_or(usize::MAX);
             if most < self.expected / 2 {
@@ -162,9 +194,7 @@ impl<K, V> Shard<K, V> {
             slots,
             order,
             lease: Amount::default(),
-            live: Amount::default(),
-            garbage: Amount::default(),
-            open: Vec::new(),
+            accounts: Accounts::default(),
             closed: Vec::new(),
             closed_at: 0,
             old: Vec::new(),
@@ -174,22 +204,20 @@ impl<K, V> Shard<K, V> {
             expected: entries,
             evictions: 0,
             most: 0,
-            counters: Counters::default(),
         };
         let reader = Reader { index: index_reader, slots: slots_reader, clock: AtomicU32::new(0) };
         Self {
             reader: Padded(reader),
-            writer: Padded(Mutex::new(writer)),
-            tally: Padded(Tally::default()),
+            guarded: Padded(Guarded { tally: Tally::default(), writer: Mutex::new(writer) }),
         }
     }
 
     pub(crate) fn lock<'a>(&'a self, common: &'a Common) -> Locked<'a, K, V> {
-        self.locked(common, self.writer.0.lock())
+        self.locked(common, self.guarded.0.writer.lock())
     }
 
     pub(crate) fn try_lock<'a>(&'a self, common: &'a Common) -> Option<Locked<'a, K, V>> {
-        Some(self.locked(common, self.writer.0.try_lock()?))
+        Some(self.locked(common, self.guarded.0.writer.try_lock()?))
     }
 
     fn locked<'a>(
@@ -197,11 +225,11 @@ impl<K, V> Shard<K, V> {
         common: &'a Common,
         writer: MutexGuard<'a, Writer<K, V>>,
     ) -> Locked<'a, K, V> {
-        Locked { common, reader: &self.reader.0, tally: &self.tally.0, writer }
+        Locked { common, reader: &self.reader.0, tally: self.tally(), writer }
     }
 
     pub(crate) fn tally(&self) -> &Tally {
-        &self.tally.0
+        &self.guarded.0.tally
     }
 }
 
@@ -305,9 +333,9 @@ pub(crate) struct Locked<'a, K, V> {
 impl<K, V> Drop for Locked<'_, K, V> {
     fn drop(&mut self) {
         let writer = &*self.writer;
-        self.tally.bytes.store(writer.live.bytes, Relaxed);
-        self.tally.garbage.store(writer.garbage.bytes, Relaxed);
-        self.tally.entries.store(writer.live.entries, Relaxed);
+        self.tally.bytes.store(writer.accounts.live.bytes, Relaxed);
+        self.tally.garbage.store(writer.accounts.garbage.bytes, Relaxed);
+        self.tally.entries.store(writer.accounts.live.entries, Relaxed);
     }
 }
 
@@ -330,7 +358,7 @@ impl<K, V> Locked<'_, K, V> {
     }
 
     pub(crate) fn counters(&mut self) -> &mut Counters {
-        &mut self.writer.counters
+        &mut self.writer.accounts.counters
     }
 
     #[inline]
@@ -362,14 +390,8 @@ impl<K, V> Locked<'_, K, V> {
     /// Why an entry is dead that is still here; `None` if it is not.
     #[inline]
     pub(crate) fn end_of(&self, number: u32, now: Tick) -> Option<Cause> {
-        let life = self.slot(number).life();
-        if life.is_expired(now) {
-            return Some(Cause::Expired);
-        }
-        let space = || self.writer.slots.extra(number).map_or(0, |extra| extra.space.load(Relaxed));
-        let spaces = &self.common.spaces;
-        let is_old = life.generation() != spaces.generation();
-        (is_old && spaces.is_removed(space(), life.generation())).then_some(Cause::Removed)
+        let slots = &self.writer.slots;
+        end_of(self.common, slots, number, slots.get(number), now)
     }
 
     /// All slots have numbers below this one.
@@ -417,10 +439,10 @@ impl<K, V> Locked<'_, K, V> {
                 if self.evict(present.map(|(number, _)| number), now) {
                     continue;
                 }
-                let is_empty = self.writer.live.entries == 0;
+                let is_empty = self.writer.accounts.live.entries == 0;
                 return if is_empty { Room::Elsewhere(lacking) } else { Room::None };
             }
-            if of_space > 0 && self.writer.garbage.entries == 0 {
+            if of_space > 0 && self.writer.accounts.garbage.entries == 0 {
                 // What is to be replaced is in the way of what replaces it.
                 let Some((number, place)) = present.take() else {
                     return Room::Elsewhere(lacking);
@@ -441,9 +463,9 @@ impl<K, V> Locked<'_, K, V> {
     #[inline]
     fn lacks_one_entry(&self, weight: u64) -> bool {
         let (writer, common) = (&*self.writer, self.common);
-        let held = writer.live.bytes + writer.garbage.bytes + weight;
+        let held = writer.accounts.live.bytes + writer.accounts.garbage.bytes + weight;
         !common.by_bytes
-            && writer.live.entries == writer.lease.entries
+            && writer.accounts.live.entries == writer.lease.entries
             && held <= writer.lease.bytes
             && !self.has_too_much_garbage()
             && common.budget.free().entries == 0
@@ -454,10 +476,10 @@ impl<K, V> Locked<'_, K, V> {
     fn lack(&self, weight: u64, present: Option<(u32, Place)>) -> Lack {
         let writer = &*self.writer;
         let replaced = present.map_or(0, |(number, _)| u64::from(self.slot(number).weight()));
-        let entries = writer.live.entries + u64::from(present.is_none());
-        let bytes = writer.live.bytes - replaced + weight;
+        let entries = writer.accounts.live.entries + u64::from(present.is_none());
+        let bytes = writer.accounts.live.bytes - replaced + weight;
         let reserve = if self.common.by_bytes { self.reserve(weight) } else { 0 };
-        let held = writer.live.bytes + writer.garbage.bytes + weight;
+        let held = writer.accounts.live.bytes + writer.accounts.garbage.bytes + weight;
         Lack {
             of_lease: Amount {
                 bytes: (bytes + reserve).saturating_sub(writer.lease.bytes),
@@ -473,8 +495,9 @@ impl<K, V> Locked<'_, K, V> {
         let writer = &*self.writer;
         let part = writer.lease.bytes / 32;
         // Four entries of average weight, or four like the new one.
-        let is_enough =
-            part.saturating_mul(writer.live.entries) >= 4 * writer.live.bytes && part / 4 >= weight;
+        let is_enough = part.saturating_mul(writer.accounts.live.entries)
+            >= 4 * writer.accounts.live.bytes
+            && part / 4 >= weight;
         if is_enough { part } else { 0 }
     }
 
@@ -488,14 +511,14 @@ impl<K, V> Locked<'_, K, V> {
     /// Gives back what has been borrowed and is not used, but for a portion.
     fn return_lease(&mut self) {
         let (writer, portion) = (&mut *self.writer, self.common.budget.portion());
-        let used = writer.live.bytes + writer.garbage.bytes;
+        let used = writer.accounts.live.bytes + writer.accounts.garbage.bytes;
         let spare = |lease: u64, used: u64, portion: u64| {
             let spare = lease - used;
             if spare > 2 * portion { spare - portion } else { 0 }
         };
         let spare = Amount {
             bytes: spare(writer.lease.bytes, used, portion.bytes),
-            entries: spare(writer.lease.entries, writer.live.entries, portion.entries),
+            entries: spare(writer.lease.entries, writer.accounts.live.entries, portion.entries),
         };
         writer.lease.subtract(spare);
         self.common.budget.give_back(spare);
@@ -512,18 +535,18 @@ impl<K, V> Locked<'_, K, V> {
     ) -> Amount {
         loop {
             let writer = &*self.writer;
-            let used = writer.live.bytes + writer.garbage.bytes;
+            let used = writer.accounts.live.bytes + writer.accounts.garbage.bytes;
             let free = Amount {
                 bytes: writer.lease.bytes - used,
-                entries: writer.lease.entries - writer.live.entries,
+                entries: writer.lease.entries - writer.accounts.live.entries,
             };
-            let is_enough =
-                free.entries >= wanted.entries && free.bytes + writer.garbage.bytes >= wanted.bytes;
+            let is_enough = free.entries >= wanted.entries
+                && free.bytes + writer.accounts.garbage.bytes >= wanted.bytes;
             if !is_enough && self.evict(None, now) {
                 continue;
             }
             if free.bytes < wanted.bytes
-                && self.writer.garbage.entries > 0
+                && self.writer.accounts.garbage.entries > 0
                 && self.collect_now(transfer)
             {
                 continue;
@@ -544,23 +567,26 @@ impl<K, V> Locked<'_, K, V> {
         let writer = &mut *self.writer;
         let limit = if !common.by_bytes {
             writer.lease.entries
-        } else if writer.live.entries < writer.lease.entries {
+        } else if writer.accounts.live.entries < writer.lease.entries {
             writer.lease.bytes
         } else {
             // It is the other bound that is reached: these bytes are all that there will be.
-            writer.live.bytes
+            writer.accounts.live.bytes
         };
         if common.by_bytes {
             writer.expect_no_more();
         }
-        let entries = InSlots { spared, ..InSlots::new(&writer.slots, common) };
+        let index = Some(&writer.index);
+        let entries = InSlots { spared, index, ..InSlots::new(&writer.slots, common) };
         let Some(number) = writer.order.evict(&entries, limit) else {
             return self.remove_dead(spared, now);
         };
-        let is_found = writer.index.remove_slot(writer.slots.get(number).hash(), number);
+        let Writer { index, slots, accounts, .. } = writer;
+        let slot = slots.get(number);
+        let is_found = index.remove_slot(slot.hash(), number);
         debug_assert!(is_found, "an entry is in the order and not in the index");
-        let cause = self.end_of(number, now).unwrap_or(Cause::Evicted);
-        self.retire(number, cause);
+        let cause = end_of(common, slots, number, slot, now).unwrap_or(Cause::Evicted);
+        accounts.retire(common, slot, number, cause);
         true
     }
 
@@ -625,11 +651,11 @@ impl<K, V> Locked<'_, K, V> {
             let clock = reader.clock.load(Relaxed).wrapping_add(1);
             reader.clock.store(clock, Relaxed);
         }
-        writer.live.add(Amount::entry(weight.into()));
+        writer.accounts.live.add(Amount::entry(weight.into()));
         if attributes.negative {
             common.negative.fetch_add(common.cost(weight.into()), Relaxed);
         }
-        writer.counters.inserts += 1;
+        writer.accounts.counters.inserts += 1;
 
         match present {
             Some((replaced, place)) => {
@@ -727,24 +753,10 @@ impl<K, V> Locked<'_, K, V> {
         self.slot(number).update_life(|life| life.with_generation(generation));
     }
 
-    /// An entry has been taken out of the index and the order: its slot waits until no reader can
-    /// hold it.
-    #[inline]
+    /// See [`Accounts::retire`].
     fn retire(&mut self, number: u32, cause: Cause) {
-        let common = self.common;
-        let writer = &mut *self.writer;
-        let slot = writer.slots.get(number);
-        slot.retire();
-        let amount = Amount::entry(slot.weight().into());
-        writer.live.subtract(amount);
-        writer.garbage.add(amount);
-        if slot.life().is_negative() {
-            common.negative.fetch_sub(common.cost(amount.bytes), Relaxed);
-        }
-        writer.counters.left(cause);
-        // The order has no use for the region any more.
-        slot.set_region(cause.code());
-        writer.open.push(number);
+        let Writer { slots, accounts, .. } = &mut *self.writer;
+        accounts.retire(self.common, slots.get(number), number, cause);
     }
 }
 
@@ -753,20 +765,20 @@ impl<K, V> Locked<'_, K, V> {
     /// How many slots are freed at a time: often enough that little waits, seldom enough that
     /// finding out about readers costs each entry little.
     fn set_batch(&mut self) {
-        let live = self.writer.live.entries;
+        let live = self.writer.accounts.live.entries;
         let part = if self.common.by_bytes { live / 128 } else { live / 64 };
         self.writer.batch = part.clamp(if self.common.by_bytes { 4 } else { 16 }, 1024);
     }
 
     #[inline]
     fn has_much_garbage(&self) -> bool {
-        self.writer.open.len() as u64 >= self.writer.batch
+        self.writer.accounts.open.len() as u64 >= self.writer.batch
     }
 
     /// Where bytes are not bounded, garbage has to be.
     #[inline]
     fn has_too_much_garbage(&self) -> bool {
-        self.writer.garbage.entries >= 8 * self.writer.batch
+        self.writer.accounts.garbage.entries >= 8 * self.writer.batch
     }
 
     /// Frees what waits, if it is much, or if somebody wants to be told of it soon; and gives back
@@ -839,8 +851,8 @@ impl<K, V> Locked<'_, K, V> {
     fn close(&mut self) {
         let writer = &mut *self.writer;
         debug_assert!(writer.closed.is_empty(), "slots would be freed too early");
-        if !writer.open.is_empty() {
-            std::mem::swap(&mut writer.open, &mut writer.closed);
+        if !writer.accounts.open.is_empty() {
+            std::mem::swap(&mut writer.accounts.open, &mut writer.closed);
             writer.closed_at = self.common.epoch.advance();
         }
     }
@@ -848,14 +860,15 @@ impl<K, V> Locked<'_, K, V> {
     fn free_closed(&mut self, transfer: &mut Transfer<'_, K, V>) {
         let epoch = &self.common.epoch;
         let writer = &mut *self.writer;
-        for number in writer.closed.drain(..) {
+        for &number in &writer.closed {
             let slot = writer.slots.get(number);
-            writer.garbage.subtract(Amount::entry(slot.weight().into()));
+            writer.accounts.garbage.subtract(Amount::entry(slot.weight().into()));
             let cause = Cause::from_code(slot.region());
             // SAFETY: it was taken out of the index before the epoch that is settled now.
             transfer.receive(unsafe { slot.take() }, cause);
-            writer.slots.release(number);
         }
+        writer.slots.release(&writer.closed);
+        writer.closed.clear();
         if !writer.old.is_empty() {
             writer.old.retain(|(since, _)| !epoch.is_settled(*since));
             writer.old.shrink_to_fit();
@@ -875,7 +888,7 @@ impl<K, V> Locked<'_, K, V> {
 
     /// How many bytes and entries there are.
     pub(crate) fn entries(&self) -> u64 {
-        self.writer.live.entries
+        self.writer.accounts.live.entries
     }
 
     /// Removes all entries.
@@ -889,11 +902,14 @@ impl<K, V> Locked<'_, K, V> {
     /// Gives back the memory of a shard in which nothing is left.
     pub(crate) fn reset(&mut self) {
         let (epoch, reader, writer) = (&self.common.epoch, self.reader, &mut *self.writer);
-        if writer.live.entries > 0 || writer.garbage.entries > 0 || writer.slots.end() == 0 {
+        if writer.accounts.live.entries > 0
+            || writer.accounts.garbage.entries > 0
+            || writer.slots.end() == 0
+        {
             return;
         }
         writer.order.clear();
-        (writer.open, writer.closed) = (Vec::new(), Vec::new());
+        (writer.accounts.open, writer.closed) = (Vec::new(), Vec::new());
         // Readers may still be looking through the empty index, and find nothing.
         let old = [
             Old::Table(writer.index.renew(&reader.index)),
@@ -921,19 +937,52 @@ impl<K, V> Locked<'_, K, V> {
             negative += self.negative_cost(number);
         }
         assert!(self.live_in(0..self.end()).eq(numbers.iter().copied()), "an entry is lost");
-        assert_eq!(live, writer.live, "what lives is miscounted");
+        assert_eq!(live, writer.accounts.live, "what lives is miscounted");
         let mut garbage = Amount::default();
-        for &number in writer.open.iter().chain(&writer.closed) {
+        for &number in writer.accounts.open.iter().chain(&writer.closed) {
             let slot = self.slot(number);
             assert!(slot.is_full() && !slot.is_live(), "garbage is not garbage");
             garbage.add(Amount::entry(slot.weight().into()));
         }
-        assert_eq!(garbage, writer.garbage, "garbage is miscounted");
+        assert_eq!(garbage, writer.accounts.garbage, "garbage is miscounted");
         assert!(live.bytes + garbage.bytes <= writer.lease.bytes, "more is held than borrowed");
         assert!(live.entries <= writer.lease.entries, "more is held than borrowed");
         writer.order.validate(&InSlots::new(&writer.slots, self.common), &numbers);
         (writer.lease, negative)
     }
+}
+
+/// See [`Locked::end_of`].
+#[inline]
+fn end_of<K, V>(
+    common: &Common,
+    slots: &Slots<K, V>,
+    number: u32,
+    slot: &Slot<K, V>,
+    now: Tick,
+) -> Option<Cause> {
+    let life = slot.life();
+    if life.is_expired(now) {
+        return Some(Cause::Expired);
+    }
+    if life.odd_bits() == common.spaces.plain() {
+        return None;
+    }
+    odd_end_of(common, slots, number, life)
+}
+
+/// The same for an entry that has not expired and was stored before a space was removed, or expires
+/// when it is not used.
+#[inline(never)]
+fn odd_end_of<K, V>(
+    common: &Common,
+    slots: &Slots<K, V>,
+    number: u32,
+    life: Life,
+) -> Option<Cause> {
+    let space = slots.extra(number).map_or(0, |extra| extra.space.load(Relaxed));
+    let is_old = life.generation() != common.spaces.generation();
+    (is_old && common.spaces.is_removed(space, life.generation())).then_some(Cause::Removed)
 }
 
 /// A key that is equivalent to itself alone.
@@ -986,12 +1035,14 @@ struct InSlots<'a, K, V> {
     common: &'a Common,
     /// A slot that must not be chosen now, as if it were pinned.
     spared: Option<u32>,
+    /// Where those who leave are, if any do.
+    index: Option<&'a Index>,
 }
 
 impl<'a, K, V> InSlots<'a, K, V> {
     #[inline]
     fn new(slots: &'a Slots<K, V>, common: &'a Common) -> Self {
-        Self { slots, common, spared: None }
+        Self { slots, common, spared: None, index: None }
     }
 }
 
@@ -1049,6 +1100,18 @@ impl<K, V> Entries for InSlots<'_, K, V> {
 
     fn slots(&self) -> u32 {
         self.slots.end()
+    }
+
+    #[inline]
+    fn prefetch(&self, slot: u32) {
+        prefetch::line(self.slots.get(slot));
+    }
+
+    #[inline]
+    fn prefetch_leaving(&self, hash: u32) {
+        if let Some(index) = self.index {
+            index.prefetch(hash);
+        }
     }
 
     #[inline]

@@ -48,6 +48,7 @@ const IS_RETIRED: u64 = 8;
 const ODD_BITS: u64 = (0xFFFF << GENERATION_SHIFT) | IS_IDLE;
 
 impl Life {
+    #[inline]
     pub(crate) fn new(attributes: &Attributes, now: Tick, generation: u16) -> Self {
         let expires = attributes.first_expires(now);
         let idle = if attributes.idle.is_some() { IS_IDLE } else { 0 };
@@ -99,7 +100,13 @@ impl Life {
     }
 }
 
+#[inline]
+fn region_bits(region: u8) -> u32 {
+    u32::from(region & 3) << WEIGHT_BITS
+}
+
 /// Later ticks than fit are never reached.
+#[inline]
 fn ticks(tick: Tick) -> u64 {
     tick.0.min(NEVER)
 }
@@ -161,8 +168,15 @@ impl<K, V> Slot<K, V> {
 
     /// The entry can be found no more, but readers may hold it. Under the lock of the shard only. A
     /// reader that puts off its end at the same time is overruled: the end does not matter any more.
-    pub(crate) fn retire(&self) {
-        self.store_life(self.life.load(Relaxed) | IS_RETIRED, Relaxed);
+    /// The order has no use for the region now, and so it is the code of why the entry left. Returns
+    /// its life and its weight.
+    #[inline]
+    pub(crate) fn retire(&self, cause: u8) -> (Life, u32) {
+        let life = self.life.load(Relaxed);
+        self.store_life(life | IS_RETIRED, Relaxed);
+        let weight = self.weight.load(Relaxed);
+        self.weight.store(weight & !REGION_MASK | region_bits(cause), Relaxed);
+        (Life(life), weight & MAX_WEIGHT as u32)
     }
 
     #[inline(always)]
@@ -218,7 +232,7 @@ impl<K, V> Slot<K, V> {
     /// Under the lock of the shard only.
     pub(crate) fn set_region(&self, region: u8) {
         let rest = self.weight.load(Relaxed) & !REGION_MASK;
-        self.weight.store(rest | u32::from(region & 3) << WEIGHT_BITS, Relaxed);
+        self.weight.store(rest | region_bits(region), Relaxed);
     }
 
     pub(crate) fn hash(&self) -> u32 {

@@ -199,10 +199,9 @@ impl<K, V> Slots<K, V> {
         Some(slot)
     }
 
-    /// Takes back an empty slot.
-    #[inline]
-    pub(crate) fn release(&mut self, slot: u32) {
-        self.free.push(slot);
+    /// Takes back empty slots.
+    pub(crate) fn release(&mut self, slots: &[u32]) {
+        self.free.extend_from_slice(slots);
     }
 
     #[cold]

@@ -55,26 +55,25 @@ pub(crate) struct Counters {
     pub(crate) rejected: u64,
     pub(crate) refused: u64,
     pub(crate) no_room: u64,
-    replaced: u64,
-    evicted: u64,
-    expired: u64,
-    removed: u64,
+    /// By the [`Cause::code`] of why.
+    left: [u64; 4],
 }
 
 impl Counters {
     /// Counts an entry that left for this cause.
     pub(crate) fn left(&mut self, cause: Cause) {
-        *match cause {
-            Cause::Replaced => &mut self.replaced,
-            Cause::Evicted => &mut self.evicted,
-            Cause::Expired => &mut self.expired,
-            Cause::Removed => &mut self.removed,
-        } += 1;
+        if let Some(count) = self.left.get_mut(usize::from(cause.code())) {
+            *count += 1;
+        }
+    }
+
+    fn of(&self, cause: Cause) -> u64 {
+        self.left.get(usize::from(cause.code())).copied().unwrap_or_default()
     }
 
     /// Entries evicted to make room.
     pub(crate) fn evicted(&self) -> u64 {
-        self.evicted
+        self.of(Cause::Evicted)
     }
 }
 
@@ -84,10 +83,10 @@ impl AddAssign<Counters> for Stats {
         self.rejected += counters.rejected;
         self.refused += counters.refused;
         self.no_room += counters.no_room;
-        self.replaced += counters.replaced;
-        self.evicted += counters.evicted;
-        self.expired += counters.expired;
-        self.removed += counters.removed;
+        self.replaced += counters.of(Cause::Replaced);
+        self.evicted += counters.of(Cause::Evicted);
+        self.expired += counters.of(Cause::Expired);
+        self.removed += counters.of(Cause::Removed);
     }
 }
 

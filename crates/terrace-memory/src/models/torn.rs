@@ -85,13 +85,13 @@ impl Writer {
         let number = self.fill(key, value);
         let (_, place) = self.index.find(HASH, |found| found == replaced).unwrap();
         self.index.replace(place, number);
-        self.slots.get(replaced).retire();
+        self.slots.get(replaced).retire(0);
         number
     }
 
     fn remove(&mut self, number: u32) {
         assert!(self.index.remove_slot(HASH, number));
-        self.slots.get(number).retire();
+        self.slots.get(number).retire(0);
     }
 
     /// Frees a slot that has been taken out, if no reader is in the way; says whether it did.
@@ -102,7 +102,7 @@ impl Writer {
         if is_settled {
             // SAFETY: nobody finds it any more, and the epoch is settled.
             let _ = unsafe { self.slots.get(number).take() };
-            self.slots.release(number);
+            self.slots.release(&[number]);
         }
         is_settled
     }

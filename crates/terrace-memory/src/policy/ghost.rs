@@ -1,5 +1,7 @@
 //! A ghost: what is remembered of keys whose entries were evicted.
 
+use crate::prefetch;
+
 /// Fingerprints of evicted keys: two bytes a key, in buckets of a fixed size from which the
 /// oldest falls out.
 ///
@@ -35,14 +37,21 @@ impl Ghost {
     pub(crate) fn take(&mut self, hash: u32) -> bool {
         let wanted = fingerprint(hash);
         let Some(Bucket(bucket)) = self.bucket(hash) else { return false };
-        // Most keys are not there. A loop without an early end is a few vector instructions.
-        if !bucket.iter().fold(false, |any, &found| any | (found == wanted)) {
+        // Most keys are not there. Without an early end this is a few vector instructions.
+        let equal = |&found: &u16| if found == wanted { u16::MAX } else { 0 };
+        if bucket.iter().map(equal).fold(0, |any, equal| any | equal) == 0 {
             return false;
         }
         let Some(at) = bucket.iter().position(|&found| found == wanted) else { return false };
         bucket.copy_within(at + 1.., at);
         bucket[WAYS - 1] = 0;
         true
+    }
+
+    /// Asks for what is needed to remember a key, or to look for it.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        prefetch::line(self.buckets.as_ptr().wrapping_add(self.at(hash)));
     }
 
     /// Adapts to so many entries. Nothing is lost where the buckets are doubled; otherwise keys

@@ -102,7 +102,7 @@ impl Queues {
         let (less, more) = (entries.cost(old), entries.cost(new));
         if region == MAIN {
             self.main_cost = self.main_cost - less + more;
-        } else if let Some(place) = self.window.iter_mut().find(|slot| **slot == old) {
+        } else if let Some(place) = self.in_window(old).and_then(|at| self.window.get_mut(at)) {
             *place = new;
             self.window_cost = self.window_cost - less + more;
         }
@@ -114,7 +114,7 @@ impl Queues {
     pub(crate) fn remove(&mut self, entries: &impl Entries, slot: u32) {
         if entries.region(slot) == MAIN {
             self.leave_main(entries, slot);
-        } else if let Some(at) = self.window.iter().position(|&found| found == slot) {
+        } else if let Some(at) = self.in_window(slot) {
             self.window.remove(at);
             self.window_cost -= entries.cost(slot);
         }
@@ -122,6 +122,32 @@ impl Queues {
 
     #[inline]
     pub(crate) fn evict(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
+        let chosen = self.choose(entries, limit, rule);
+        self.look_ahead(entries);
+        chosen
+    }
+
+    /// Asks for the memory that the next evictions will need: to wait for it takes longer than all
+    /// else about them.
+    #[inline]
+    fn look_ahead(&self, entries: &impl Entries) {
+        let Some(&next) = self.window.front() else { return };
+        // Its slot was asked for when the last entry left.
+        let hash = entries.hash(next);
+        entries.prefetch_leaving(hash);
+        self.ghost.prefetch(hash);
+        if self.counts
+            && let Some(sketch) = &self.sketch
+        {
+            sketch.prefetch(hash);
+        }
+        if let Some(&later) = self.window.get(1) {
+            entries.prefetch(later);
+        }
+    }
+
+    #[inline]
+    fn choose(&mut self, entries: &impl Entries, limit: u64, rule: Rule) -> Option<u32> {
         self.limit = limit;
         self.is_full = true;
         self.follow(rule);
@@ -210,8 +236,14 @@ impl Queues {
     fn follow(&mut self, rule: Rule) {
         self.counts = rule != Rule::S3Fifo;
         if self.counts && self.sketch.is_none() {
-            self.sketch = Some(Sketch::new(self.expected));
+            self.begin_to_count();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn begin_to_count(&mut self) {
+        self.sketch = Some(Sketch::new(self.expected));
     }
 
     /// Whether the shard is far from full. That nothing had to leave for an entry does not mean
@@ -305,6 +337,12 @@ impl Queues {
         }
     }
 
+    /// Where a slot is in the window.
+    fn in_window(&self, slot: u32) -> Option<usize> {
+        let (first, second) = self.window.as_slices();
+        position(first, slot).or_else(|| position(second, slot).map(|at| first.len() + at))
+    }
+
     #[inline]
     fn pop_window(&mut self, entries: &impl Entries) -> Option<(u32, Look)> {
         let slot = self.window.pop_front()?;
@@ -344,6 +382,16 @@ impl Queues {
         self.hand = slot + 1;
         slot
     }
+}
+
+/// Where a slot is among others. Many are compared at a time, by a few vector instructions.
+fn position(slots: &[u32], wanted: u32) -> Option<usize> {
+    let (chunks, _) = slots.as_chunks::<32>();
+    let equal = |&slot: &u32| if slot == wanted { u32::MAX } else { 0 };
+    let has = |chunk: &[u32; 32]| chunk.iter().map(equal).fold(0, |any, equal| any | equal) != 0;
+    let from = 32 * chunks.iter().position(has).unwrap_or(chunks.len());
+    let rest = slots.get(from..)?;
+    rest.iter().position(|&slot| slot == wanted).map(|at| from + at)
 }
 
 /// Whether an entry was used often enough for what it costs: once for each time the average.
@@ -555,6 +603,17 @@ mod tests {
         assert!(queues.is_preferred((victim, 1), (warm, 1)));
         assert!(!queues.is_preferred((victim, 3), (warm, 1)));
         assert!(queues.is_preferred((warm, 1), (victim, 3)));
+    }
+
+    #[test]
+    fn a_slot_is_found_wherever_it_is() {
+        for len in [0, 1, 31, 32, 33, 100] {
+            let slots: Vec<u32> = (0..len).collect();
+            for slot in 0..=len {
+                let expected = (slot < len).then_some(slot as usize);
+                assert_eq!(position(&slots, slot), expected);
+            }
+        }
     }
 
     #[test]

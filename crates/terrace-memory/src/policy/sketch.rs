@@ -1,5 +1,7 @@
 //! A sketch: roughly how often keys were asked for lately, present or not.
 
+use crate::prefetch;
+
 /// The count-min sketch of `TinyLFU` ("A Highly Efficient Cache Admission Policy"; Einziger,
 /// Friedman, Manes) in the form that Caffeine gave it: counters of four bits, and the four
 /// counters of a key in one cache line.
@@ -58,6 +60,12 @@ impl Sketch {
             (counters >> shift(place)) & MOST
         });
         counts.fold(MOST, u64::min)
+    }
+
+    /// Asks for what is needed to count a use of a key, or to estimate them.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        prefetch::line(self.blocks.as_ptr().wrapping_add(block(hash, self.blocks.len())));
     }
 
     /// Adapts to so many entries. Counts stay where the blocks are doubled; otherwise those of
