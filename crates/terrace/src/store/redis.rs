@@ -42,6 +42,7 @@ use crate::store::{
 };
 use apart::Apart;
 use endpoint::{Access, Target};
+use health::Limit;
 use ledger::{Known, LedgerKeys};
 use link::{Link, Links};
 use reply::bulk;
@@ -67,6 +68,7 @@ pub struct Redis {
     prefix: String,
     connections: usize,
     pub(crate) max_value_bytes: usize,
+    max_bytes: Option<u64>,
     told_time: bool,
 }
 
@@ -113,6 +115,7 @@ impl Redis {
             prefix: "terrace:".into(),
             connections: 1,
             max_value_bytes: 1 << 20,
+            max_bytes: None,
             told_time: false,
         }
     }
@@ -173,7 +176,9 @@ impl Redis {
     #[must_use]
     pub fn acl(&self, user: &str) -> String {
         let prefix = walk::escaped(&self.prefix);
-        format!("ACL SETUSER {user} reset on >PASSWORD ~{prefix}* -@all +{}", RIGHTS.join(" +"))
+        let limiting = if self.max_bytes.is_some() { " +config|set" } else { "" };
+        let rights = RIGHTS.join(" +");
+        format!("ACL SETUSER {user} reset on >PASSWORD ~{prefix}* -@all +{rights}{limiting}")
     }
 
     /// What every key of this tier begins with on the server: `terrace:` unless set. Caches with
@@ -191,6 +196,19 @@ impl Redis {
     #[must_use]
     pub fn connections(self, connections: usize) -> Self {
         Self { connections: connections.clamp(1, 50), ..self }
+    }
+
+    /// Has the server hold so many bytes and no more, which it does not care for unless this is set:
+    /// its `maxmemory` is set to that, on every primary of a cluster, and its `maxmemory-policy` to
+    /// `volatile-lfu` where it was `noeviction`.
+    ///
+    /// For a server that this cache has for itself. It is looked at every 30 s, so that one that took
+    /// over keeps to it, too. A user who may not set it needs `+config|set`, which [`acl`](Self::acl)
+    /// then has; without it, [`Terrace::health`](crate::Terrace::health) says that the limit is another
+    /// one.
+    #[must_use]
+    pub fn max_bytes(self, max_bytes: u64) -> Self {
+        Self { max_bytes: Some(max_bytes), ..self }
     }
 
     /// Larger values are not stored here: 1 MiB unless set.
@@ -302,6 +320,7 @@ struct Shared {
     is_apart: bool,
     apart: Apart,
     walks: Walks,
+    limit: Limit,
     /// Frames that wait to be stored together.
     puts: Group<Put, Result<Stored, StoreError>>,
     /// Keys of the server that wait to be read together.
@@ -343,6 +362,7 @@ impl RedisStore {
                 is_apart: settings.target.is_cluster(),
                 apart: Apart::default(),
                 walks: Walks::default(),
+                limit: Limit::of(settings.max_bytes),
                 puts: Group::new(PUTS_AT_ONCE),
                 gets: Group::new(GETS_AT_ONCE),
             }),
@@ -622,6 +642,7 @@ impl Store for RedisStore {
     fn maintain(&self, now: WallTime) -> StoreResult<'_, ()> {
         Box::pin(async move {
             self.compare_clocks(now).await?;
+            self.limit_servers().await?;
             if self.shared.is_apart {
                 self.repeat_after_a_change().await?;
             }

@@ -22,6 +22,10 @@ const CHILD: &str = "TERRACE_TEST_STOP";
 fn again(test: &str, order: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", &format!("stop::{test}"), "--nocapture"]).env(CHILD, order);
+    // Of glibc's allocator: to give values and pages of the database back when they are freed. What
+    // it keeps for itself after a moment in which the disk held up many rounds at once says nothing
+    // of the cache.
+    command.env("MALLOC_MMAP_THRESHOLD_", "4096").env("MALLOC_ARENA_MAX", "1");
     command
 }
 

@@ -1,6 +1,7 @@
 //! The **health** of servers: what they say of themselves, and which of their settings endanger a
 //! cache.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -9,9 +10,64 @@ use redis::Value;
 use super::RedisStore;
 use super::endpoint::Node;
 use super::reply::{odd, text};
-use crate::store::{Health, NodeHealth, StoreError};
+use crate::store::{Health, NodeHealth, StoreError, StoreErrorKind};
+
+/// How much memory servers are to use, if somebody has asked for a limit.
+#[derive(Debug)]
+pub(super) struct Limit {
+    bytes: Option<u64>,
+    /// They keep to it, or will not do so because we asked.
+    is_settled: AtomicBool,
+}
+
+impl Limit {
+    pub(super) fn of(bytes: Option<u64>) -> Self {
+        Self { bytes, is_settled: AtomicBool::new(false) }
+    }
+}
 
 impl RedisStore {
+    /// Has every primary keep to the limit, unless that was done.
+    pub(super) async fn limit_servers(&self) -> Result<(), StoreError> {
+        const DOING: &str = "limit the memory of the server";
+        let limit = &self.shared.limit;
+        let Some(bytes) = limit.bytes.filter(|_| !limit.is_settled.load(Ordering::Relaxed)) else {
+            return Ok(());
+        };
+        for node in self.shared.link.nodes().await? {
+            let info = self.info(node.as_ref()).await?;
+            let mut settings = Vec::new();
+            if info.number("maxmemory") != Some(bytes) {
+                settings.push(("maxmemory", bytes.to_string()));
+            }
+            if info.text("maxmemory_policy") == Some("noeviction") {
+                settings.push(("maxmemory-policy", "volatile-lfu".to_owned()));
+            }
+            for (name, value) in settings {
+                let mut set = redis::cmd("CONFIG");
+                set.arg("SET").arg(name).arg(&value);
+                match self.shared.link.ask_node(node.as_ref(), &set, DOING).await {
+                    Ok(_) => {
+                        let server = self.name_of(node.as_ref());
+                        tracing::info!(server, name, value, "a setting of the server was changed");
+                    }
+                    // Asking again would not help; its health says that the limit is another one.
+                    Err(error) if error.kind() == StoreErrorKind::Denied => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        limit.is_settled.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn name_of(&self, node: Option<&Node>) -> String {
+        match node {
+            Some((host, port)) => format!("{host}:{port}"),
+            None => self.shared.link.server(),
+        }
+    }
+
     /// Asks every primary; one that does not answer is down.
     pub(super) async fn examine(&self) -> Result<Health, StoreError> {
         let nodes = self.shared.link.nodes().await?;
@@ -20,21 +76,20 @@ impl RedisStore {
     }
 
     async fn examine_node(&self, node: Option<&Node>) -> NodeHealth {
-        let name = match node {
-            Some((host, port)) => format!("{host}:{port}"),
-            None => self.shared.link.server(),
-        };
+        let name = self.name_of(node);
         let begun = self.shared.clock.elapsed();
         let answer = self.info(node).await;
         let latency = self.shared.clock.elapsed().saturating_sub(begun);
         match answer {
-            Ok(info) => NodeHealth {
-                name,
-                is_up: true,
-                latency,
-                facts: facts(&info),
-                warnings: warnings(&info),
-            },
+            Ok(info) => {
+                let limit = &self.shared.limit;
+                if limit.bytes.is_some_and(|bytes| info.number("maxmemory") != Some(bytes)) {
+                    // Another server may have taken over.
+                    limit.is_settled.store(false, Ordering::Relaxed);
+                }
+                let (facts, warnings) = (facts(&info), warnings(&info, limit.bytes));
+                NodeHealth { name, is_up: true, latency, facts, warnings }
+            }
             Err(error) => NodeHealth {
                 name,
                 is_up: false,
@@ -109,7 +164,7 @@ fn facts(info: &Info) -> Vec<(&'static str, String)> {
 }
 
 /// What endangers a cache, each with what to do about it.
-fn warnings(info: &Info) -> Vec<String> {
+fn warnings(info: &Info, wanted: Option<u64>) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |is_so: bool, warning: &str| {
         if is_so {
@@ -117,6 +172,11 @@ fn warnings(info: &Info) -> Vec<String> {
         }
     };
     let limit = info.number("maxmemory");
+    warn(
+        wanted.is_some() && limit != wanted,
+        "the server's memory limit is not the one that was asked for: let the user run CONFIG SET, \
+         or set maxmemory yourself",
+    );
     let policy = info.text("maxmemory_policy").unwrap_or_default();
     warn(
         limit == Some(0),
@@ -185,8 +245,10 @@ mod tests {
 
     #[test]
     fn settings_that_endanger_a_cache_are_named_with_their_remedy() {
-        let warned = |lines: &str| warnings(&Info(lines.replace(' ', "\r\n"))).join("\n");
+        let warned = |lines: &str| warnings(&Info(lines.replace(' ', "\r\n")), None).join("\n");
         assert_eq!(warned("maxmemory:1 maxmemory_policy:volatile-lfu"), "");
+        assert_eq!(warnings(&Info("maxmemory:7".into()), Some(7)).len(), 0);
+        assert!(warnings(&Info("maxmemory:7".into()), Some(8)).concat().contains("asked for"));
         assert!(warned("maxmemory:0").contains("set maxmemory"));
         assert!(warned("maxmemory:1 maxmemory_policy:noeviction").contains("volatile-lfu"));
         assert!(warned("maxmemory:1 maxmemory_policy:allkeys-lru").contains("the ledger"));
