@@ -22,10 +22,6 @@ const CHILD: &str = "TERRACE_TEST_STOP";
 fn again(test: &str, order: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", &format!("stop::{test}"), "--nocapture"]).env(CHILD, order);
-    // Of glibc's allocator: to give values and pages of the database back when they are freed. What
-    // it keeps for itself after a moment in which the disk held up many rounds at once says nothing
-    // of the cache.
-    command.env("MALLOC_MMAP_THRESHOLD_", "4096").env("MALLOC_ARENA_MAX", "1");
     command
 }
 
@@ -37,6 +33,17 @@ fn open_files() -> usize {
 fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Threads that write to a disk.
+fn disk_threads() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
+    // One that ends while it is looked at has no name any more.
+    threads
+        .filter_map(|thread| name(thread).ok())
+        .filter(|name| name.trim() == "terrace-disk")
+        .count()
 }
 
 fn tasks() -> usize {
@@ -67,6 +74,8 @@ async fn start_and_stop() {
     let mut level = (0, 0);
     for round in 0..rounds {
         use_it(directory.path(), round).await;
+        // One after the other: the allocator keeps what many that end slowly held at the same time.
+        eventually("the thread of the disk ends", async || disk_threads() == 0).await;
         if round == settling {
             eventually("all tasks end", async || tasks() == 0).await;
             level = (open_files(), resident());
