@@ -24,7 +24,9 @@ pub(crate) trait Together<C: Send + 'static>: Send + Sync + 'static {
     fn group(&self) -> &Group<C, Self::Answer>;
 
     /// How much of an exchange a call takes.
-    fn size(call: &C) -> usize;
+    fn size(_call: &C) -> usize {
+        1
+    }
 
     /// Answers all of these, in their order.
     fn exchange(self: Arc<Self>, calls: Vec<C>) -> BoxFuture<'static, Vec<Self::Answer>>;
@@ -298,10 +300,6 @@ mod tests {
 
         fn group(&self) -> &Group<u32, u32> {
             &self.0.group
-        }
-
-        fn size(_: &u32) -> usize {
-            1
         }
 
         fn exchange(self: Arc<Self>, calls: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {

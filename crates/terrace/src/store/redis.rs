@@ -464,10 +464,6 @@ impl Together<Put> for Shared {
         &self.puts
     }
 
-    fn size(_: &Put) -> usize {
-        1
-    }
-
     fn exchange(self: Arc<Self>, puts: Vec<Put>) -> BoxFuture<'static, Vec<Self::Answer>> {
         Box::pin(async move {
             let all: Vec<_> = puts.iter().collect();
@@ -492,10 +488,6 @@ impl Together<String> for Shared {
 
     fn group(&self) -> &Group<String, Self::Answer> {
         &self.gets
-    }
-
-    fn size(_: &String) -> usize {
-        1
     }
 
     fn exchange(self: Arc<Self>, keys: Vec<String>) -> BoxFuture<'static, Vec<Self::Answer>> {

@@ -44,3 +44,4 @@ mod stampede;
 mod support;
 mod testnode;
 mod tls;
+mod together;

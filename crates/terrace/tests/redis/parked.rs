@@ -42,16 +42,15 @@ async fn a_caller_that_is_parked_keeps_nobody_from_the_ledger() {
             Box::pin(async move { drop(strict.get_or_load("parked", load).await.unwrap()) })
         }),
     ];
-    let (mut parked, mut round) = (Vec::new(), 0);
+    let mut parked = Vec::new();
     for (what, call) in calls {
         for polls in 1..20 {
-            round += 1;
             let text = format!("{what}, {polls} polls");
             // Lines of others, to be read before the own.
             other.texts.insert("between", text.clone()).await.unwrap();
             let mut work = call(&node, &strict);
             let is_parked = ends(&text, park(&mut work, polls)).await;
-            parked.push(work);
+            parked.extend(is_parked.then_some(work));
             ends(&text, async { node.texts.insert("own", text.clone()).await }).await.unwrap();
             ends(&text, async { strict.get("own").await }).await.unwrap();
             other.texts.insert("others", text.clone()).await.unwrap();
@@ -61,6 +60,5 @@ async fn a_caller_that_is_parked_keeps_nobody_from_the_ledger() {
             }
         }
     }
-    assert!(round > 8, "nobody was parked");
-    drop(parked);
+    assert!(!parked.is_empty(), "nobody was parked");
 }

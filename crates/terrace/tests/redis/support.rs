@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use terrace::{BreakerState, Memory, Redis, Space, Terrace};
+use terrace::{BreakerState, Memory, Redis, Space, Terrace, Tier};
 use terrace_test::rig::{Cluster, Sentinel, wait_until};
 
 /// Whether the full counts of docs/reliability.md are wanted.
@@ -86,6 +86,11 @@ impl Node {
     pub(crate) async fn get(&self, key: &str) -> Option<String> {
         self.texts.get(key).await.unwrap().map(|text| text.to_string())
     }
+}
+
+/// A tier on which nothing is given up because the machine is busy.
+pub(crate) fn patient(url: impl Into<String>) -> Tier {
+    Tier::from(Redis::url(url)).deadlines(10 * SECOND, 10 * SECOND)
 }
 
 /// A tier on whichever server is the primary.

@@ -24,13 +24,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace, Tier};
+use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace};
 use terrace_test::rig;
 use tokio::task::JoinSet;
 
 use crate::play;
 use crate::source::{Refused, Source};
-use crate::support::{HOUR, ends, ms};
+use crate::support::{HOUR, ends, ms, patient};
 
 /// The key, so that no value can stand under another one, and its version.
 pub(crate) type Value = (u64, u64);
@@ -63,7 +63,7 @@ impl Make {
 
     /// Gives nothing up because the machine is busy: whoever gets no answer in time goes on without.
     pub(crate) fn patient(self) -> Self {
-        self.with("patience", 10_000)
+        self.with("patient", true)
     }
 
     fn with(mut self, name: &str, value: impl Display) -> Self {
@@ -182,16 +182,12 @@ impl Bed {
         if let Some(millis) = number("isolated") {
             builder = builder.max_isolated(ms(millis));
         }
+        let is_patient = setting("patient").is_some();
         for name in ["above", "redis", "below"] {
             let Some(place) = setting(name) else { continue };
             builder = match name {
-                "redis" => {
-                    let mut redis = Tier::from(Redis::url(place));
-                    if let Some(patience) = number("patience").map(ms) {
-                        redis = redis.deadlines(patience, patience);
-                    }
-                    builder.tier("redis", redis)
-                }
+                "redis" if is_patient => builder.tier("redis", patient(place)),
+                "redis" => builder.tier("redis", Redis::url(place)),
                 _ => builder.tier("disk", Disk::at(place)),
             };
         }

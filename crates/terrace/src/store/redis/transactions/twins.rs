@@ -291,16 +291,14 @@ pub(in crate::store::redis) fn lease(
     keys: &[String],
     args: &mut Args<'_>,
 ) -> Result<Answer, StoreError> {
-    let (told, lasts, token) = (args.number()?, args.number::<u64>()?, args.text()?);
-    let key = key(keys, 0)?;
-    let now = view.millis(told);
-    let held = view.ask("GET", key, NOTHING);
-    let until = text(&held).and_then(|held| held.rsplit_once(':')?.1.parse::<u64>().ok());
-    if let Some(left) = until.and_then(|until| until.checked_sub(now)).filter(|left| *left > 0) {
+    let wanted = Lease::of(keys, args)?;
+    let held = wanted.find(view).and_then(|(_, until)| until);
+    let left = held.and_then(|until| until.checked_sub(view.millis(wanted.told)));
+    if let Some(left) = left.filter(|left| *left > 0) {
         return Ok(Answer::Now(Value::Array(vec![Value::Int(0), int(left)])));
     }
-    hold(view, key, token, now, lasts, told);
-    Ok(Answer::Now(Value::Array(vec![Value::Int(1), int(lasts)])))
+    wanted.hold(view);
+    Ok(Answer::Now(Value::Array(vec![Value::Int(1), int(wanted.lasts)])))
 }
 
 pub(in crate::store::redis) fn renew(
@@ -308,24 +306,45 @@ pub(in crate::store::redis) fn renew(
     keys: &[String],
     args: &mut Args<'_>,
 ) -> Result<Answer, StoreError> {
-    let (told, lasts, token) = (args.number()?, args.number::<u64>()?, args.text()?);
-    let key = key(keys, 0)?;
-    let now = view.millis(told);
-    let held = view.ask("GET", key, NOTHING);
-    if text(&held).and_then(|held| held.split_once(':')).map(|(holder, _)| holder) != Some(token) {
+    let ours = Lease::of(keys, args)?;
+    if ours.find(view).is_none_or(|(holder, _)| holder != ours.token) {
         return Ok(Answer::Now(Value::Int(0)));
     }
-    if lasts == 0 {
-        view.write(redis::cmd("UNLINK").arg(key).take());
+    if ours.lasts == 0 {
+        view.write(redis::cmd("UNLINK").arg(ours.key).take());
     } else {
-        hold(view, key, token, now, lasts, told);
+        ours.hold(view);
     }
     Ok(Answer::Now(Value::Int(1)))
 }
 
-fn hold(view: &mut View, key: &str, token: &str, now: u64, lasts: u64, told: u64) {
-    // Whoever tells the time decides when it is over.
-    let keeps = if told == 0 { lasts } else { lasts + SPARE };
-    let held = format!("{token}:{}", now + lasts);
-    view.write(redis::cmd("SET").arg(key).arg(held).arg("PX").arg(keeps).take());
+/// A lease as its caller wants it.
+struct Lease<'k, 'a> {
+    key: &'k str,
+    /// The time of day if callers tell it, or 0.
+    told: u64,
+    lasts: u64,
+    token: &'a str,
+}
+
+impl<'k, 'a> Lease<'k, 'a> {
+    fn of(keys: &'k [String], args: &mut Args<'a>) -> Result<Self, StoreError> {
+        let (told, lasts, token) = (args.number()?, args.number()?, args.text()?);
+        Ok(Self { key: key(keys, 0)?, told, lasts, token })
+    }
+
+    /// Who holds it, and until when. The time of day is asked for along with it.
+    fn find(&self, view: &mut View) -> Option<(String, Option<u64>)> {
+        view.millis(self.told);
+        let held = view.ask("GET", self.key, NOTHING);
+        let (holder, until) = text(&held)?.split_once(':')?;
+        Some((holder.to_owned(), until.parse().ok()))
+    }
+
+    fn hold(&self, view: &mut View) {
+        // Whoever tells the time decides when it is over.
+        let keeps = if self.told == 0 { self.lasts } else { self.lasts + SPARE };
+        let held = format!("{}:{}", self.token, view.millis(self.told) + self.lasts);
+        view.write(redis::cmd("SET").arg(self.key).arg(held).arg("PX").arg(keeps).take());
+    }
 }

@@ -1,0 +1,66 @@
+//! Calls of several callers that go to the server together, and are mixed up.
+
+use futures_util::future::join_all;
+use terrace::{Memory, Terrace};
+use terrace_test::rig::RedisServer;
+
+use crate::support::{HOUR, Node, patient};
+
+/// So many calls of a command the server has answered.
+async fn calls(server: &RedisServer, command: &str) -> u64 {
+    let stats = server.info(&format!("cmdstat_{command}")).await.unwrap().unwrap_or_default();
+    let calls = stats.split(',').find_map(|field| field.strip_prefix("calls="));
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+async fn node(server: &RedisServer) -> Node {
+    let builder = Terrace::builder().memory(Memory::bytes(1 << 20));
+    Node::of(builder.tier("redis", patient(server.url())).build().await.unwrap())
+}
+
+/// On one thread all callers have asked before the task runs that asks for them.
+#[tokio::test]
+async fn a_value_is_as_old_as_its_own_line_and_not_as_the_last_of_those_it_went_with() {
+    let server = RedisServer::start().await.unwrap();
+    let (a, b) = (node(&server).await, node(&server).await);
+    for round in 0..20 {
+        let key = round.to_string();
+        let insert = async { a.texts.insert(&key, "old".to_owned()).await };
+        let (inserted, invalidated) = tokio::join!(insert, a.texts.invalidate(&key));
+        assert!(inserted.unwrap().is_settled() && invalidated.unwrap().is_settled());
+        for node in [&a, &b] {
+            assert_eq!(node.get(&key).await, None, "its line came before the invalidation");
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_caller_has_the_answer_to_its_own_question() {
+    const KEYS: usize = 200;
+    let server = RedisServer::start().await.unwrap();
+    let builder = Terrace::builder().tier("redis", patient(server.url()));
+    let terrace = builder.build().await.unwrap();
+    let texts = terrace.space::<str, String>("texts").ttl(HOUR).build().unwrap();
+    let keys: Vec<_> = (0..KEYS).map(|key| key.to_string()).collect();
+    let scripts = calls(&server, "evalsha").await;
+    // Of every third key nothing is there.
+    let there = keys.iter().filter(|key| key.parse::<usize>().unwrap() % 3 > 0);
+    let inserts = there.map(async |key| texts.insert(key, format!("value {key}")).await);
+    for settled in join_all(inserts).await {
+        assert!(settled.unwrap().is_settled());
+    }
+    let scripts = calls(&server, "evalsha").await - scripts;
+    // What scripts read counts as well.
+    let reads = async || calls(&server, "get").await + calls(&server, "mget").await;
+    let before = reads().await;
+    for (key, found) in
+        keys.iter().zip(join_all(keys.iter().map(async |key| texts.get(key).await)).await)
+    {
+        let expected = (key.parse::<usize>().unwrap() % 3 > 0).then(|| format!("value {key}"));
+        assert_eq!(found.unwrap().map(|text| text.to_string()), expected, "{key}");
+    }
+    let reads = reads().await - before;
+    println!("{scripts} scripts, {reads} reads");
+    assert!(scripts <= KEYS as u64 / 2, "{scripts} scripts: writes went one by one");
+    assert!(reads <= KEYS as u64 / 2, "{reads} reads: they went one by one");
+}
