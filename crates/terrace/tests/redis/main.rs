@@ -22,6 +22,7 @@ mod cut;
 mod failover;
 mod flap;
 mod fleet;
+mod flood;
 mod full;
 mod hang;
 mod health;

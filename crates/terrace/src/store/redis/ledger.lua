@@ -6,6 +6,9 @@
 -- Lines that are kept for those who follow and for tickets; tags, spaces and prefixes likewise.
 local KEPT = 65536
 
+-- Lines that are written anew when others have to go.
+local LATEST = 1000
+
 local origin_key, lines_key, marks_key = KEYS[1], KEYS[2], KEYS[3]
 local prefixes_key, named_key, schemas_key = KEYS[4], KEYS[5], KEYS[6]
 local prefix, told, fresh = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -13,12 +16,6 @@ local prefix, told, fresh = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local function sizes()
     return redis.call('ZCARD', marks_key) .. ' ' .. redis.call('ZCARD', prefixes_key) .. ' '
         .. redis.call('ZCARD', named_key) .. ' ' .. redis.call('HLEN', schemas_key)
-end
-
--- The number of the newest line in the stream.
-local function newest()
-    local line = redis.call('XREVRANGE', lines_key, '+', '-', 'COUNT', 1)[1]
-    return line and tonumber(string.match(line[1], '^%d+')) or 0
 end
 
 local ledger = {}
@@ -31,6 +28,27 @@ local function begin()
     redis.call('HSET', origin_key, 'incarnation', fresh, 'last', 0, 'floor', 0, 'tip', '', 'sizes', sizes())
 end
 
+-- Whether the stream ends with the newest line of ours. Whoever may write to the server may add lines
+-- behind it that continue nothing: what is ours is written anew without them, and goes on. Nothing
+-- else than that can make the stream longer than the origin says, which every script that adds to it
+-- changes in the same step.
+local function ends_with_ours()
+    local ours = string.format('%.0f-0', ledger.last)
+    local newest = redis.call('XREVRANGE', lines_key, '+', '-', 'COUNT', 1)[1]
+    if (newest and newest[1] or '0-0') == ours then
+        return true
+    end
+    local lines = redis.call('XREVRANGE', lines_key, ours, '-', 'COUNT', LATEST)
+    if ledger.last > 0 and not (lines[1] and lines[1][1] == ours) then
+        return false
+    end
+    redis.call('UNLINK', lines_key)
+    for at = #lines, 1, -1 do
+        redis.call('XADD', lines_key, lines[at][1], unpack(lines[at][2]))
+    end
+    return true
+end
+
 local function open()
     local found = redis.call('HMGET', origin_key, 'incarnation', 'last', 'floor', 'tip', 'sizes')
     ledger = {
@@ -39,7 +57,7 @@ local function open()
         floor = tonumber(found[3] or 0),
         tip = found[4],
     }
-    if not found[1] or found[5] ~= sizes() or ledger.last ~= newest() then
+    if not found[1] or found[5] ~= sizes() or not ends_with_ours() then
         begin()
     end
 end

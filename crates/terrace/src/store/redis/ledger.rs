@@ -196,11 +196,13 @@ impl RedisStore {
             Some(_) => None,
             None => Some(&tip),
         };
-        if known.zip(after).is_some_and(|(known, after)| known != *after) {
+        if known.as_ref().zip(after).is_some_and(|(known, after)| known != after) {
             self.distrust(incarnation).await?;
             return Ok(Follow::Broken);
         }
-        Ok(self.chained(position, lines))
+        let all = lines.len();
+        let lines = self.chained(position, known, lines);
+        Ok(if lines.len() == all { Follow::Lines(lines) } else { Follow::Broken })
     }
 
     /// Waits until there are lines after `position`, a second at most.
@@ -223,30 +225,25 @@ impl RedisStore {
                 lines
             }
         };
-        let lines = read_lines(lines, DOING)?;
         let known = self.shared.known.tip(position);
-        let continues = lines.first().is_some_and(|line| {
-            line.line.number == position.number + 1 && known.is_none_or(|known| known == line.after)
-        });
-        if !continues {
-            return self.follow_from(position).await;
-        }
-        Ok(self.chained(position, lines))
+        let lines = self.chained(position, known, read_lines(lines, DOING)?);
+        // Others may write there, too. What is ours comes to those who ask.
+        Ok(if lines.is_empty() { Follow::Broken } else { Follow::Lines(lines) })
     }
 
-    /// The lines, if each follows on the one before.
-    fn chained(&self, position: Stamp, lines: Vec<Chained>) -> Follow {
-        let mut before: Option<String> = None;
-        for (line, number) in lines.iter().zip(position.number + 1..) {
-            if line.line.number != number || before.is_some_and(|before| before != line.after) {
-                return Follow::Broken;
-            }
-            before = Some(line.tip.clone());
+    /// The lines for as long as each follows on the one before.
+    fn chained(&self, position: Stamp, known: Option<String>, lines: Vec<Chained>) -> Vec<Line> {
+        let mut before = known;
+        let continues = |(line, number): &(Chained, u64)| {
+            let tip = before.replace(line.tip.clone());
+            line.line.number == *number && tip.is_none_or(|tip| tip == line.after)
+        };
+        let ours: Vec<_> =
+            lines.into_iter().zip(position.number + 1..).take_while(continues).collect();
+        if let Some((last, number)) = ours.last() {
+            self.shared.known.note(position.incarnation, *number, last.tip.clone());
         }
-        if let (Some(tip), Some(line)) = (before, lines.last()) {
-            self.shared.known.note(position.incarnation, line.line.number, tip);
-        }
-        Follow::Lines(lines.into_iter().map(|line| line.line).collect())
+        ours.into_iter().map(|(line, _)| line.line).collect()
     }
 
     /// Has the ledger begin anew if it is still the one that cannot be trusted.

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use redis::Cmd;
+use redis::{Cmd, Value};
 
 use super::counter::Counter;
 use super::view::{View, items, key, number, scored, text};
@@ -14,6 +14,9 @@ use crate::store::redis::apart::space_of;
 /// Lines that are kept for those who follow and for tickets; tags, spaces and prefixes likewise: the
 /// `KEPT` of `ledger.lua`.
 pub(super) const KEPT: u64 = 65_536;
+
+/// Lines that are written anew when others have to go: the `LATEST` of `ledger.lua`.
+const LATEST: u64 = 1000;
 
 pub(in crate::store::redis) struct Ledger<'a> {
     pub(super) view: &'a mut View,
@@ -148,11 +151,37 @@ impl<'a> Ledger<'a> {
         self.tip = text(tip).unwrap_or_default().to_owned();
         let [marks, prefixes, named, schemas, newest] =
             self.keys.sizes().map(|question| self.view.known(&question));
-        let newest = items(&newest).first().and_then(|line| items(line).first().and_then(text));
-        let newest = newest.and_then(|id| id.split('-').next()?.parse().ok()).unwrap_or(0);
         let [marks, prefixes, named, schemas] =
             [marks, prefixes, named, schemas].map(|size| number(&size).unwrap_or(0));
-        sizes == format!("{marks} {prefixes} {named} {schemas}") && last == newest
+        sizes == format!("{marks} {prefixes} {named} {schemas}") && self.ends_with_ours(&newest)
+    }
+
+    /// Whether the stream ends with the newest line of ours; what others have added behind it goes.
+    /// See `ends_with_ours` in `ledger.lua`.
+    fn ends_with_ours(&mut self, newest: &Value) -> bool {
+        let ours = format!("{}-0", self.last);
+        if items(newest).first().map_or(Some("0-0"), line_id) == Some(&*ours) {
+            return true;
+        }
+        let mut question = redis::cmd("XREVRANGE");
+        question.arg(self.keys.lines).arg(&ours).arg(&["-", "COUNT"]).arg(LATEST);
+        let lines = self.view.look(question);
+        if self.last > 0 && items(&lines).first().and_then(line_id) != Some(&*ours) {
+            return false;
+        }
+        self.view.write(redis::cmd("UNLINK").arg(self.keys.lines).take());
+        for line in items(&lines).iter().rev() {
+            let [Value::BulkString(id), pairs] = items(line) else { continue };
+            let mut again = redis::cmd("XADD");
+            again.arg(self.keys.lines).arg(id);
+            for word in items(pairs) {
+                if let Value::BulkString(word) = word {
+                    again.arg(word);
+                }
+            }
+            self.view.write(again);
+        }
+        true
     }
 
     /// What is left cannot be trusted: a ledger begins, and all that is older is unknown.
@@ -408,4 +437,13 @@ impl<'a> Ledger<'a> {
 /// A key of ours: all that belongs to a name lies in one slot.
 pub(super) fn key_of(prefix: &str, name: &str, what: &str) -> String {
     format!("{prefix}{{{name}}}:{what}")
+}
+
+fn line_id(line: &Value) -> Option<&str> {
+    items(line).first().and_then(text)
+}
+
+/// The number of a line of the stream, from its id.
+pub(super) fn line_number(line: &Value) -> Option<u64> {
+    line_id(line)?.split('-').next()?.parse().ok()
 }

@@ -5,7 +5,7 @@
 use redis::Value;
 
 use super::counter::{self, Change, Counter, SPARE};
-use super::ledger::{Head, KEPT, Keys, Ledger, Part, key_of};
+use super::ledger::{Head, KEPT, Keys, Ledger, Part, key_of, line_number};
 use super::view::{Answer, Args, View, bulk, int, items, key, text};
 use crate::store::StoreError;
 use crate::store::redis::apart::space_of;
@@ -146,10 +146,12 @@ pub(in crate::store::redis) fn follow(
     _head: &Head<'_>,
 ) -> Result<Answer, StoreError> {
     let (number, most) = (args.number::<u64>()?, args.number::<u64>()?);
-    let range = [format!("({number}-0"), "+".into(), "COUNT".into(), most.to_string()];
-    let lines = ledger.view.ask("XRANGE", ledger.keys().lines, &range);
-    let is_behind = number < ledger.last;
-    let lines = if is_behind { items(&lines).to_vec() } else { Vec::new() };
+    let mut lines = redis::cmd("XRANGE");
+    lines.arg(ledger.keys().lines).arg(format!("({number}-0")).arg(&["+", "COUNT"]).arg(most);
+    let lines = ledger.view.look(lines.take());
+    // Those behind the last are not ours.
+    let ours = items(&lines).iter().take_while(|line| line_number(line) <= Some(ledger.last));
+    let lines = ours.cloned().collect();
     Ok(Answer::Now(Value::Array(vec![
         bulk(&*ledger.incarnation),
         int(ledger.last),

@@ -41,7 +41,7 @@ impl View {
     pub(super) fn ask(&mut self, name: &str, key: &str, arguments: impl ToRedisArgs) -> Value {
         let question = redis::cmd(name).arg(key).arg(arguments).take();
         self.watch(key);
-        self.answer(question)
+        self.look(question)
     }
 
     /// The time of day in milliseconds: what is told, or else the server's own.
@@ -49,7 +49,7 @@ impl View {
         if told != 0 {
             return told;
         }
-        let time = self.answer(redis::cmd("TIME"));
+        let time = self.look(redis::cmd("TIME"));
         match items(&time) {
             [seconds, micros] => {
                 let micros = number(micros).unwrap_or(0);
@@ -59,7 +59,8 @@ impl View {
         }
     }
 
-    fn answer(&mut self, question: Cmd) -> Value {
+    /// The same without a watch: about what changes with something else that is watched, or with time.
+    pub(super) fn look(&mut self, question: Cmd) -> Value {
         let packed = question.get_packed_command();
         if let Some(answer) = self.answers.get(&packed) {
             return answer.clone();
