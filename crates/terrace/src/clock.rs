@@ -112,6 +112,13 @@ impl Clock for SystemClock {
     }
 }
 
+/// One moment by both clocks, for what has to be judged by both.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) wall: WallTime,
+    pub(crate) tick: Tick,
+}
+
 /// The clock of a cache. The usual one is asked without a virtual call.
 #[derive(Debug)]
 pub(crate) enum AnyClock {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::authority::{Answer, Appended, Authority};
 use crate::bulkhead::Bulkhead;
-use crate::clock::{AnyClock, SteadyWall, WallTime};
+use crate::clock::{AnyClock, Moment, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::flight::{Flights, Underway};
@@ -159,6 +159,10 @@ impl Core {
     /// The time of day by which entries live. Leases go by the one that others see.
     pub(crate) fn wall(&self) -> WallTime {
         self.steady_wall.now(&self.clock)
+    }
+
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { wall: self.wall(), tick: self.clock.tick() }
     }
 
     pub(crate) fn check_open(&self) -> Result<(), Error> {

@@ -28,6 +28,9 @@ use std::hash::{Hash, Hasher};
 /// Version of the stored key's format, its first part.
 pub const KEY_FORMAT: &str = "1";
 
+/// Digits of a schema in a stored key.
+const SCHEMA_DIGITS: usize = 16;
+
 /// Bytes of a key's escaped text beyond which its hash takes its place.
 pub const LONGEST_KEY_TEXT: usize = 200;
 
@@ -281,16 +284,16 @@ impl StoredKey {
     #[must_use]
     pub fn name(&self) -> Arc<str> {
         match self.parts() {
-            Some(Parts { tenant, space, key, .. }) => format!("{tenant}:{space}:{key}").into(),
+            Some(Parts { space, key, .. }) => [space, ":", key].concat().into(),
             None => Arc::clone(&self.text),
         }
     }
 
-    /// The name, and the schema as 16 digits.
+    /// What the name is made of, with `:` between, and the schema as 16 digits.
     #[cfg(feature = "redis")]
-    pub(crate) fn name_and_schema(&self) -> (Arc<str>, &str) {
-        let schema = self.text.split(':').nth(3).unwrap_or_default();
-        (self.name(), schema)
+    pub(crate) fn name_and_schema(&self) -> ([&str; 2], &str) {
+        let parts = self.parts();
+        parts.map_or((["", &self.text], ""), |parts| ([parts.space, parts.key], parts.schema))
     }
 
     /// The key of a name and a schema, if they make one.
@@ -304,9 +307,9 @@ impl StoredKey {
     /// The space's name, unescaped.
     #[must_use]
     pub fn space(&self) -> String {
-        self.parts().map_or_else(String::new, |parts| {
-            String::from_utf8_lossy(&unescape(parts.space)).into_owned()
-        })
+        let space = self.parts().and_then(|parts| parts.space.split_once(':'));
+        let space = space.map(|(_, space)| unescape(space)).unwrap_or_default();
+        String::from_utf8_lossy(&space).into_owned()
     }
 
     /// The caller's key, unescaped; `None` where only its hash is kept.
@@ -316,15 +319,13 @@ impl StoredKey {
     }
 
     fn parts(&self) -> Option<Parts<'_>> {
-        let mut parts = self.text.splitn(5, ':');
-        if parts.next()? != KEY_FORMAT {
-            return None;
-        }
-        let (tenant, space) = (parts.next()?, parts.next()?);
-        let schema = parts.next()?.as_bytes();
-        let is_schema = schema.len() == 16
-            && schema.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-        is_schema.then_some(Parts { tenant, space, key: parts.next()? })
+        let rest = self.text.strip_prefix(KEY_FORMAT)?.strip_prefix(':')?;
+        let mut colons = rest.bytes().enumerate().filter(|(_, byte)| *byte == b':');
+        let (_, (end, _)) = (colons.next()?, colons.next()?);
+        let (space, rest) = (rest.get(..end)?, rest.get(end + 1..)?);
+        let (schema, key) = (rest.get(..SCHEMA_DIGITS)?, rest.get(SCHEMA_DIGITS..)?);
+        let is_schema = schema.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        Some(Parts { space, schema, key: key.strip_prefix(':').filter(|_| is_schema)? })
     }
 }
 
@@ -335,14 +336,15 @@ impl fmt::Debug for StoredKey {
 }
 
 struct Parts<'a> {
-    tenant: &'a str,
+    /// `tenant:space`
     space: &'a str,
+    schema: &'a str,
     key: &'a str,
 }
 
 /// What every stored key of a space begins with.
 pub(crate) fn stored_prefix(tenant: &str, space: &str, schema: u64) -> String {
-    format!("{}{schema:016x}:", all_schemas_prefix(tenant, space))
+    format!("{}{schema:0SCHEMA_DIGITS$x}:", all_schemas_prefix(tenant, space))
 }
 
 /// What every stored key of a space begins with, whichever build wrote it.
@@ -416,6 +418,10 @@ fn escaped_part(part: &str) -> String {
 }
 
 fn escape(text: &mut String, bytes: &[u8], keep: impl Fn(u8) -> bool) {
+    // Most keys are as plain as they are.
+    if let Some(plain) = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(&keep)) {
+        return text.push_str(plain);
+    }
     for &byte in bytes {
         if keep(byte) {
             text.push(char::from(byte));
@@ -427,7 +433,8 @@ fn escape(text: &mut String, bytes: &[u8], keep: impl Fn(u8) -> bool) {
 
 /// Bytes that mean nothing to any store, terminal, pattern or this format.
 fn plain(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-_.~/@+=,".contains(&byte)
+    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9')
+        || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'/' | b'@' | b'+' | b'=' | b',')
 }
 
 fn percent(byte: u8) -> [u8; 3] {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::clock::Tick;
+use crate::clock::{Moment, Tick};
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
 use crate::entry::{Absent, AnyEntry, Details, Entry, Meta, Source, typed, typed_ref};
@@ -251,11 +251,12 @@ async fn from_tier<V: Send + Sync + 'static>(
             return Err(error);
         }
     };
+    let now = core.moment();
     let found: Vec<_> = frames
         .into_iter()
         .zip(wanted)
         .map(|(frame, wanted)| {
-            let found = open(space, codec, wanted, tier, frame?);
+            let found = open(space, codec, wanted, tier, frame?, now);
             if found.is_none() {
                 tracing::trace!(tier = %tier.name, "what was found may not be served");
             }
@@ -277,9 +278,9 @@ fn open<V>(
     wanted: &Wanted,
     tier: &OpenTier,
     frame: Frame,
+    now: Moment,
 ) -> Option<Result<Found<V>, Unreadable>> {
-    let core = &space.core;
-    let freshness = judge_frame(space, wanted, tier, &frame);
+    let freshness = judge_frame(space, wanted, tier, &frame, now);
     if freshness == Freshness::Dead {
         return None;
     }
@@ -290,7 +291,7 @@ fn open<V>(
     Some(decoded.map(|value| {
         let written = written(&frame);
         let given = written.expires.map(|end| end.saturating_since(written.created));
-        let life = Life::remaining(&written, core.wall(), core.clock.tick());
+        let life = Life::remaining(&written, now.wall, now.tick);
         let life = life.aging(space.policy.aging(given, Duration::ZERO));
         let details = Details {
             tags: frame.header.tags,
@@ -300,7 +301,7 @@ fn open<V>(
         };
         let bytes = space.weight_of::<V>(frame.size);
         let meta = Meta::new(frame.header.stamp, life, written, details, bytes);
-        let is_aging = freshness.is_fresh() && core.clock.tick() >= life.aging_from;
+        let is_aging = freshness.is_fresh() && now.tick >= life.aging_from;
         let freshness = if is_aging { Freshness::Aging } else { freshness };
         Found { entry: Arc::new(Entry { value, meta }), freshness }
     }))
@@ -340,11 +341,18 @@ pub(crate) fn is_fresh_frame(
     wanted: &Wanted,
     tier: &OpenTier,
     frame: &Frame,
+    now: Moment,
 ) -> bool {
-    judge_frame(space, wanted, tier, frame).is_fresh()
+    judge_frame(space, wanted, tier, frame, now).is_fresh()
 }
 
-fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Frame) -> Freshness {
+fn judge_frame(
+    space: &SpaceCore,
+    wanted: &Wanted,
+    tier: &OpenTier,
+    frame: &Frame,
+    now: Moment,
+) -> Freshness {
     let core = &space.core;
     let names = Names { key: wanted.name(space), space: &space.name, tags: &frame.header.tags };
     if core.pending.speaks_of(&names) {
@@ -356,8 +364,8 @@ fn judge_frame(space: &SpaceCore, wanted: &Wanted, tier: &OpenTier, frame: &Fram
         return Freshness::Dead;
     }
     let standing = core.mirror.standing_in_full(stamp, &names);
-    let life = Life::remaining(&written(frame), core.wall(), core.clock.tick());
-    judge(life, standing, core.clock.tick())
+    let life = Life::remaining(&written(frame), now.wall, now.tick);
+    judge(life, standing, now.tick)
 }
 
 fn written(frame: &Frame) -> Written {
@@ -430,8 +438,9 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored(space).clone()).collect();
         let bytes: Vec<_> = missing.iter().map(|(_, wanted)| &*wanted.bytes).collect();
         let frames = tier.read(counters, &keys, &bytes, None).await;
+        let now = core.moment();
         for ((found, wanted), frame) in missing.into_iter().zip(frames.unwrap_or_default()) {
-            *found = frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame));
+            *found = frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame, now));
         }
     }
     Ok(found)

@@ -100,14 +100,13 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         let keys = std::slice::from_ref(wanted.stored(space));
         let frames = tier.read(counters, keys, &[&wanted.bytes], None).await;
         let frame = frames.ok().and_then(|mut frames| frames.pop().flatten());
-        let Some(frame) = frame.filter(|frame| read::is_fresh_frame(space, &wanted, tier, frame))
-        else {
-            continue;
-        };
+        let now = core.moment();
+        let is_fresh = |frame: &_| read::is_fresh_frame(space, &wanted, tier, frame, now);
+        let Some(frame) = frame.filter(is_fresh) else { continue };
         found = true;
         let mut header = frame.header.clone();
-        let written = Written::begin(core.wall(), Some(ttl), stale_for)
-            .capped(core.wall(), max_ttl(space, tier));
+        let written =
+            Written::begin(now.wall, Some(ttl), stale_for).capped(now.wall, max_ttl(space, tier));
         (header.expires, header.stale_until) = (written.expires, written.stale_until);
         let Ok(value) = frame.value() else { continue };
         let put = Put {

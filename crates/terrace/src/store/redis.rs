@@ -371,8 +371,8 @@ impl RedisStore {
 
     /// The key of the server under which a frame lies.
     fn key(&self, key: &StoredKey) -> String {
-        let (name, schema) = key.name_and_schema();
-        format!("{}{{{name}}}:1:{schema}", self.shared.prefix)
+        let ([space, name], schema) = key.name_and_schema();
+        [&*self.shared.prefix, "{", space, ":", name, "}:1:", schema].concat()
     }
 
     /// Which frame lies under a key of the server; `None` if it is not one of ours.
@@ -424,7 +424,7 @@ impl RedisStore {
         call.arg(u8::from(self.shared.is_apart));
         for put in puts {
             let (name, schema) = put.key.name_and_schema();
-            call.arg(&*name).arg(schema).arg(lives(now, put.expires));
+            call.arg(name.join(":")).arg(schema).arg(lives(now, put.expires));
             call.arg(ledger::hex(put.stamp.incarnation)).arg(put.stamp.number);
             call.arg(put.tags.len());
             for tag in &*put.tags {
