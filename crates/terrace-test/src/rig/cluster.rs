@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::node::{Node, node_of};
-use super::server::Kind;
+use super::server::{Kind, RIG_PASSWORD, RIG_USER};
 use super::{ChaosProxy, RedisServer, RedisServerBuilder, RigError, wait_for, wait_until};
 
 /// Longer than a failover takes that has to be tried twice.
@@ -42,7 +42,6 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// What the nodes call each other, in the order of the nodes.
     ids: Vec<String>,
-    password: Option<String>,
 }
 
 /// What a cluster is to be like; made by [`Cluster::builder`].
@@ -54,7 +53,6 @@ pub struct ClusterBuilder {
     replicas: usize,
     node_timeout: Duration,
     behind_proxies: bool,
-    password: Option<String>,
 }
 
 impl ClusterBuilder {
@@ -107,8 +105,7 @@ impl ClusterBuilder {
 
     /// Clients have to show a password.
     pub fn password(mut self, password: &str) -> Self {
-        self.server = self.server.password(password).config("masterauth", password);
-        self.password = Some(password.to_owned());
+        self.server = self.server.password(password);
         self
     }
 
@@ -132,7 +129,7 @@ impl ClusterBuilder {
             ];
             lines.map(|(name, value)| (name.to_owned(), value)).to_vec()
         };
-        let mut cluster = Cluster { nodes: Vec::new(), ids: Vec::new(), password: self.password };
+        let mut cluster = Cluster { nodes: Vec::new(), ids: Vec::new() };
         for _ in 0..self.primaries * (1 + self.replicas) {
             let node = Node::start(&server, self.behind_proxies, &announce).await?;
             let id = node.server.expect(["CLUSTER", "MYID"]).await?;
@@ -162,7 +159,6 @@ impl Cluster {
             replicas: 1,
             node_timeout: Duration::from_secs(1),
             behind_proxies: false,
-            password: None,
         }
     }
 
@@ -333,8 +329,8 @@ impl Cluster {
         let port = to.port().to_string();
         let mut command: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes()];
         command.extend([b"".as_slice(), b"0", b"5000"]);
-        if let Some(password) = &self.password {
-            command.extend([b"AUTH".as_slice(), password.as_bytes()]);
+        if to.has_rig_user() {
+            command.extend([b"AUTH2".as_slice(), RIG_USER.as_bytes(), RIG_PASSWORD.as_bytes()]);
         }
         command.push(b"KEYS");
         command.extend(keys.iter().map(Vec::as_slice));

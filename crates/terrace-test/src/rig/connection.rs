@@ -7,6 +7,7 @@ use std::path::Path;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::server::{RIG_PASSWORD, RIG_USER, rights};
 use super::{Reply, RigError};
 
 /// Read at once.
@@ -50,6 +51,18 @@ impl Connection {
         let wire = wire.map_err(RigError::while_(format!("connecting to {address}")))?;
         wire.set_nodelay(true).map_err(RigError::while_("setting TCP_NODELAY"))?;
         Ok(Self { wire: Box::new(wire), received: Vec::new() })
+    }
+
+    /// The same as somebody who may do everything, whatever `TERRACE_RIGHTS` leaves to others.
+    ///
+    /// # Errors
+    /// Nobody listens there, or whoever does refuses.
+    pub async fn with_all_rights(address: SocketAddr) -> Result<Self, RigError> {
+        let mut connection = Self::to(address).await?;
+        if rights().is_some() {
+            connection.command(["AUTH", RIG_USER, RIG_PASSWORD]).await?;
+        }
+        Ok(connection)
     }
 
     pub(super) async fn to_socket(path: &Path) -> Result<Self, RigError> {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::node::{Node, node_of};
-use super::server::Kind;
+use super::server::{Kind, RIG_PASSWORD, RIG_USER};
 use super::{ChaosProxy, RedisServer, RedisServerBuilder, Reply, RigError, wait_for};
 
 /// Under which name the sentinels know the primary.
@@ -62,7 +62,6 @@ pub struct SentinelBuilder {
     replicas: usize,
     down_after: Duration,
     behind_proxies: bool,
-    password: Option<String>,
 }
 
 impl SentinelBuilder {
@@ -108,8 +107,7 @@ impl SentinelBuilder {
     /// Clients of the primary and of the replicas have to show a password, those of the
     /// sentinels have not.
     pub fn password(mut self, password: &str) -> Self {
-        self.server = self.server.password(password).config("masterauth", password);
-        self.password = Some(password.to_owned());
+        self.server = self.server.password(password);
         self
     }
 
@@ -142,8 +140,12 @@ impl SentinelBuilder {
         for line in lines {
             sentinel = sentinel.config("sentinel", line);
         }
-        if let Some(password) = &self.password {
-            sentinel = sentinel.config("sentinel", format!("auth-pass {NAME} {password}"));
+        if self.server.has_rig_user() {
+            for line in
+                [format!("auth-user {NAME} {RIG_USER}"), format!("auth-pass {NAME} {RIG_PASSWORD}")]
+            {
+                sentinel = sentinel.config("sentinel", line);
+            }
         }
         let mut sentinels = Vec::new();
         for _ in 0..3 {
@@ -176,7 +178,6 @@ impl Sentinel {
             replicas: 2,
             down_after: Duration::from_secs(1),
             behind_proxies: false,
-            password: None,
         }
     }
 

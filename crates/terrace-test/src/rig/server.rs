@@ -22,12 +22,16 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 /// Set, no client of a server may run scripts, unless a test gives a user the right.
 const WITHOUT_SCRIPTS: &str = "TERRACE_WITHOUT_SCRIPTS";
 
-/// What a user loses then.
+/// Set to rights in the language of `ACL SETUSER`, clients that are no user in particular have them on
+/// every server, and no others.
+const RIGHTS: &str = "TERRACE_RIGHTS";
+
+/// What a user loses without scripts.
 const NO_SCRIPTS: &str = "-@scripting";
 
-/// As whom the rig gives commands to servers that ask for a password.
-const RIG_USER: &str = "terrace-rig";
-const RIG_PASSWORD: &str = "of-the-rig-alone";
+/// As whom the rig gives commands, and servers talk to each other, where not everybody may.
+pub(super) const RIG_USER: &str = "terrace-rig";
+pub(super) const RIG_PASSWORD: &str = "of-the-rig-alone";
 
 /// A real server on a free port of the loopback device.
 ///
@@ -72,6 +76,7 @@ pub struct RedisServerBuilder {
     password: Option<String>,
     has_users: bool,
     without_scripts: bool,
+    rights: Option<String>,
     tls: Option<TlsFiles>,
 }
 
@@ -91,6 +96,7 @@ impl RedisServerBuilder {
             password: None,
             has_users: false,
             without_scripts: without_scripts(),
+            rights: rights(),
             tls: None,
         }
     }
@@ -148,7 +154,8 @@ impl RedisServerBuilder {
     /// No client may run scripts: what `EVAL`, `EVALSHA` and `SCRIPT` bring is `-NOPERM`. Users that
     /// are made later, with `ACL SETUSER`, may do what they are given.
     ///
-    /// All servers of the rig are so if `TERRACE_WITHOUT_SCRIPTS` is set in the environment.
+    /// All servers of the rig are so if `TERRACE_WITHOUT_SCRIPTS` is set in the environment. What else
+    /// clients may do is in `TERRACE_RIGHTS`, such as `+get +set`: everything unless it is set.
     pub fn without_scripts(mut self) -> Self {
         self.without_scripts = true;
         self
@@ -170,8 +177,21 @@ impl RedisServerBuilder {
     }
 
     /// Whether the rig needs a user of its own to be let in.
-    fn has_rig_user(&self) -> bool {
-        self.password.is_some() || self.has_users
+    pub(super) fn has_rig_user(&self) -> bool {
+        let is_open = self.password.is_none() && !self.has_users && self.rights.is_none();
+        !is_open && self.kind != Kind::Sentinel
+    }
+
+    /// What clients are that are no user in particular, if they may not do everything.
+    fn default_user(&self) -> Option<String> {
+        if self.kind == Kind::Sentinel || (self.rights.is_none() && !self.without_scripts) {
+            return None;
+        }
+        let password = self.password.as_ref().map_or("nopass".into(), |text| format!(">{text}"));
+        let rights =
+            self.rights.as_ref().map_or("+@all".into(), |rights| format!("-@all {rights}"));
+        let scripts = if self.without_scripts { NO_SCRIPTS } else { "" };
+        Some(format!("default on {password} ~* &* {rights} {scripts}"))
     }
 
     fn file(&self, port: u16, bus: u16, directory: &Path, more: &[(String, String)]) -> String {
@@ -197,11 +217,11 @@ impl RedisServerBuilder {
         }
         if self.has_rig_user() {
             line("user", &format!("{RIG_USER} on >{RIG_PASSWORD} ~* &* +@all"));
+            line("masteruser", RIG_USER);
+            line("masterauth", RIG_PASSWORD);
         }
-        if self.without_scripts && self.kind != Kind::Sentinel {
-            let password =
-                self.password.as_ref().map_or("nopass".into(), |text| format!(">{text}"));
-            line("user", &format!("default on {password} ~* &* +@all {NO_SCRIPTS}"));
+        if let Some(user) = self.default_user() {
+            line("user", &user);
         }
         match &self.tls {
             None => line("port", &port.to_string()),
@@ -231,6 +251,11 @@ pub fn without_scripts() -> bool {
     std::env::var_os(WITHOUT_SCRIPTS).is_some()
 }
 
+/// What clients of all servers of the rig may do, if that is not everything: `TERRACE_RIGHTS`.
+pub(super) fn rights() -> Option<String> {
+    std::env::var(RIGHTS).ok()
+}
+
 /// When a server that is started counts as started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
@@ -252,6 +277,10 @@ impl RedisServer {
     /// Says first what the server is to be like.
     pub fn builder() -> RedisServerBuilder {
         RedisServerBuilder::new(Kind::Data)
+    }
+
+    pub(super) fn has_rig_user(&self) -> bool {
+        self.builder.has_rig_user()
     }
 
     /// The port at which clients reach it; the same after it is restarted.
@@ -525,7 +554,7 @@ impl RedisServer {
         }
         let talk = async {
             let mut connection = Connection::to_socket(&socket_of(self.directory.path())).await?;
-            if self.builder.has_rig_user() {
+            if self.has_rig_user() {
                 connection.command(["AUTH", RIG_USER, RIG_PASSWORD]).await?;
             }
             connection.write(&request).await?;

@@ -13,7 +13,7 @@ const HOT: usize = 100;
 
 /// Adds lines until it is over; says how many.
 async fn flood(server: Arc<RedisServer>, a_second: u64, is_over: Arc<AtomicBool>) -> u64 {
-    let mut connection = Connection::to(server.address()).await.unwrap();
+    let mut connection = Connection::with_all_rights(server.address()).await.unwrap();
     let mut random = fastrand::Rng::with_seed(8);
     let mut added = 0;
     let began = Instant::now();

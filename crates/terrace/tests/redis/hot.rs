@@ -4,9 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use terrace::Error;
 use terrace_test::rig::{RedisServer, ScriptedServer, without_scripts};
 
-use crate::support::{Node, count};
+use crate::support::{Node, count, until};
+
+/// A text that no compressor makes smaller than three quarters.
+fn noise(bytes: usize) -> String {
+    let mut random = fastrand::Rng::with_seed(12);
+    std::iter::repeat_with(|| random.alphanumeric()).take(bytes).collect()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r12_a_hot_key() {
@@ -52,4 +59,23 @@ async fn r12_a_hot_key() {
     }
     println!("{} reads in {seconds:.1} s", reads.load(Ordering::Relaxed));
     assert!(reads.load(Ordering::Relaxed) > a_second, "it was hot");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r12_a_huge_value() {
+    const HUGE: usize = 64 << 20;
+    let server = RedisServer::builder().config("slowlog-log-slower-than", "100000").start();
+    let server = server.await.unwrap();
+    let (node, other) = (Node::at(server.url()).await, Node::at(server.url()).await);
+    node.texts.insert("huge", "small".to_owned()).await.unwrap();
+    assert_eq!(other.get("huge").await.as_deref(), Some("small"));
+    let refused = node.texts.insert("huge", noise(HUGE)).await;
+    assert!(matches!(refused, Err(Error::ValueTooLarge { .. })), "{refused:?}");
+    // What was there before does not outlive it.
+    for node in [&node, &other] {
+        until("the small one to be gone", async || node.get("huge").await.is_none()).await;
+    }
+    let memory = server.info("used_memory_peak").await.unwrap().unwrap();
+    assert!(memory.parse::<usize>().unwrap() < HUGE / 2, "{memory} bytes were in the server");
+    assert_eq!(server.expect(["SLOWLOG", "GET"]).await.unwrap().items().len(), 0);
 }

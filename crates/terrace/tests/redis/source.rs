@@ -113,7 +113,7 @@ impl Source {
         let idle = self.idle.lock().await.pop();
         match idle {
             Some(connection) => connection,
-            None => Connection::to(self.address).await.unwrap(),
+            None => Connection::with_all_rights(self.address).await.unwrap(),
         }
     }
 
