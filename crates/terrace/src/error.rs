@@ -33,7 +33,8 @@ pub enum Error {
     /// The value could not be turned into bytes.
     #[error("the value could not be encoded")]
     Encode(#[source] CodecError),
-    /// The value was not stored anywhere: larger than every tier takes.
+    /// The value was not stored anywhere: larger than every tier takes. What was under the key still
+    /// is: invalidate it if it is not right any more.
     #[error("the value has {bytes} bytes, which is more than any tier takes")]
     ValueTooLarge {
         /// Its encoded size, or its weight in a cache of memory alone.

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use terrace::{Memory, Redis, Settled, Terrace};
+use terrace::{Memory, Settled, Terrace};
 use terrace_test::rig::{Cluster, RedisServer, Sentinel};
 
-use crate::support::{HOUR, Node, cluster_of, count, limit, primary_of, until, until_within};
+use crate::support::{
+    HOUR, Node, cluster_of, count, limit, patient, primary_of, until, until_within,
+};
 
 /// Keys of one round.
 const KEYS: usize = 50;
@@ -163,8 +165,8 @@ async fn a_local_server_before_a_shared_one() {
     let build = async || {
         let terrace = Terrace::builder()
             .memory(Memory::bytes(1 << 20))
-            .tier("near", Redis::url(local.url()))
-            .tier("far", Redis::url(shared.url()))
+            .tier("near", patient(local.url()))
+            .tier("far", patient(shared.url()))
             .build()
             .await
             .unwrap();

@@ -62,10 +62,16 @@ async fn servers_are_limited_when_that_is_asked_for() {
     let left_alone = Node::at(server.url()).await;
     left_alone.load("key", "value").await;
     assert_eq!(server.info("maxmemory").await.unwrap().as_deref(), Some("0"));
+    // Whatever else they may do.
+    let may_set = ["ACL", "SETUSER", "default", "+config|set"];
+    server.expect(may_set).await.unwrap();
     let _node = Node::over(Redis::url(server.url()).max_bytes(LIMIT)).await;
     until("it to keep to the limit", || keeps_to_the_limit(&server)).await;
 
     let cluster = Cluster::start().await.unwrap();
+    for node in cluster.nodes() {
+        node.expect(may_set).await.unwrap();
+    }
     let _node = Node::over(cluster_of(&cluster).max_bytes(LIMIT)).await;
     for slot in [0, 8_000, 16_000] {
         let primary = cluster.primary_of(slot).await.unwrap();

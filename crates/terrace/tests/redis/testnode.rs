@@ -22,7 +22,7 @@ use std::fmt::Display;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace};
 use terrace_test::rig;
@@ -141,6 +141,23 @@ impl TestNode {
     /// Entries of a tier below memory.
     pub(crate) async fn entries(&self, tier: usize) -> u64 {
         self.stats().await[1 + tier]
+    }
+
+    /// Loads for some time in so many tasks, so many every so many milliseconds: the one key, or
+    /// others each time from it on. How many it were, and how long the longest took.
+    pub(crate) async fn busy(
+        &self,
+        time: Duration,
+        tasks: u64,
+        (at_a_time, every): (u64, u64),
+        key: u64,
+        is_one: bool,
+    ) -> (u64, Duration) {
+        let (time, step) = (time.as_millis(), u64::from(!is_one));
+        let question = format!("busy {time} {tasks} {at_a_time} {every} {key} {step}");
+        let answer = self.say(&question).await;
+        let (loads, longest) = answer.split_once(' ').unwrap_or_else(|| panic!("{answer}"));
+        (loads.parse().unwrap(), Duration::from_micros(longest.parse().unwrap()))
     }
 
     async fn stats(&self) -> Vec<u64> {
@@ -301,9 +318,50 @@ async fn answer(bed: Arc<Bed>, question: String) -> String {
             }
             "done".into()
         }
+        "busy" => {
+            let ([time, every], step) = ([number(1), number(4)].map(ms), number(6));
+            let mut tasks = JoinSet::new();
+            for task in 0..number(2) {
+                let first = number(5) + task * step * TASKS_APART;
+                tasks.spawn(busy(Arc::clone(&bed), time, every, number(3), first, step));
+            }
+            let (mut loads, mut longest) = (0, Duration::ZERO);
+            for (made, longest_of_it) in tasks.join_all().await {
+                loads += made;
+                longest = longest.max(longest_of_it);
+            }
+            format!("{loads} {}", longest.as_micros())
+        }
         "play" => play::play(&bed, &words[1..]).await,
         _ => panic!("what is {question}?"),
     }
+}
+
+/// Keys between those of two tasks.
+const TASKS_APART: u64 = 1_000_000;
+
+/// Loads so many at a time, of keys that are so far apart; how many, and how long the longest took.
+async fn busy(
+    bed: Arc<Bed>,
+    time: Duration,
+    every: Duration,
+    at_a_time: u64,
+    first: u64,
+    step: u64,
+) -> (u64, Duration) {
+    let (mut loads, mut longest, mut key) = (0, Duration::ZERO, first);
+    let (began, mut turn) = (Instant::now(), tokio::time::interval(every));
+    while began.elapsed() < time {
+        turn.tick().await;
+        for _ in 0..at_a_time {
+            let asked = Instant::now();
+            assert_eq!(version(bed.load(key, 0, 0).await), "1", "no caller sees an error");
+            longest = longest.max(asked.elapsed());
+            key += step;
+        }
+        loads += at_a_time;
+    }
+    (loads, longest)
 }
 
 fn version(loaded: Result<Value, LoadError<Refused>>) -> String {
