@@ -18,6 +18,8 @@ use crate::error::Error;
 use crate::flight::{Flights, Underway};
 use crate::group::{self, Group, Together};
 use crate::guard::{is_refusal, within};
+#[cfg(feature = "disk")]
+use crate::journal::OpenJournal;
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
@@ -63,6 +65,9 @@ pub(crate) struct Core {
     /// What endangered the cache when it was looked at last: tier, server, warning.
     pub(crate) warned: Mutex<BTreeSet<(Arc<str>, String, String)>>,
     pub(crate) is_closed: AtomicBool,
+    /// What is written behind.
+    #[cfg(feature = "disk")]
+    pub(crate) journal: Option<Arc<OpenJournal>>,
 }
 
 /// What a load remembers of its beginning, to be judged by when it ends. See
@@ -73,8 +78,22 @@ pub struct Ticket {
     epoch: u64,
 }
 
+/// What became of what was under way when a cache was closed. See
+/// [`Terrace::close_within`](crate::Terrace::close_within).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Whether everything was finished: loads, writes, and what was written behind.
+    pub is_finished: bool,
+    /// Writes behind that the source does not have: the journal keeps them for the next start.
+    /// Those that another process has the right to write are not counted.
+    pub kept: u64,
+    /// Writes that were acknowledged in memory alone and could not be brought to the journal.
+    pub lost: u64,
+}
+
 /// How long closing waits for what is under way.
-const CLOSING: Duration = Duration::from_secs(30);
+pub(crate) const CLOSING: Duration = Duration::from_secs(30);
 
 /// Lines that several callers append together: the server does nothing else meanwhile.
 pub(crate) const APPENDED_AT_ONCE: usize = 128;
@@ -236,6 +255,16 @@ impl Core {
             Some(invalidated) => invalidated,
             None => self.not_invalidated(names),
         }
+    }
+
+    /// The same for keys, which are taken out of the stores that do not hear the ledger, too.
+    pub(crate) async fn forget(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        let mut invalidated = self.invalidate(names.clone()).await;
+        if !self.drop_from_stores(names.iter()).await {
+            invalidated.settled = self.all_pending();
+            self.hold_back(names);
+        }
+        invalidated
     }
 
     async fn append(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
@@ -581,6 +610,10 @@ impl Core {
             underway: self.flights.airborne() as u64,
             loads_running: self.loads.running() as u64,
             loads_queued: self.loads.queued() as u64,
+            #[cfg(feature = "disk")]
+            journal: self.journal.as_ref().map(|journal| journal.stats(self.wall())),
+            #[cfg(not(feature = "disk"))]
+            journal: None,
         }
     }
 
@@ -643,9 +676,26 @@ impl Core {
             .map_or(bytes, |largest| largest.fetch_max(bytes, Ordering::Relaxed).max(bytes))
     }
 
-    pub(crate) async fn close(&self) -> bool {
+    pub(crate) async fn close(&self, time: Duration) -> Closed {
         let is_first = !self.is_closed.swap(true, Ordering::AcqRel);
-        let landed = unless(|| self.runtime.sleep(CLOSING), self.flights.all_landed()).await;
+        let until = self.clock.elapsed().saturating_add(time);
+        #[cfg(feature = "disk")]
+        if let Some(journal) = &self.journal {
+            journal.begin_close();
+        }
+        // What is written behind is under way until the journal has it, which has to go on for
+        // that; new calls are refused already.
+        let landed = unless(|| self.runtime.sleep(time), self.flights.all_landed()).await;
+        let mut closed =
+            Closed { is_finished: landed.is_some() && self.pending.is_empty(), kept: 0, lost: 0 };
+        #[cfg(feature = "disk")]
+        if let Some(journal) = &self.journal {
+            let left = until.saturating_sub(self.clock.elapsed());
+            (closed.kept, closed.lost) = journal.close(&*self.runtime, left).await;
+            closed.is_finished &= closed.kept == 0 && closed.lost == 0;
+        }
+        #[cfg(not(feature = "disk"))]
+        let _ = until;
         if is_first {
             for tier in &self.tiers {
                 if let Err(error) = tier.guard.insist("close a tier", tier.store.close()).await {
@@ -653,7 +703,7 @@ impl Core {
                 }
             }
         }
-        landed.is_some() && self.pending.is_empty()
+        closed
     }
 
     /// Frees what has expired, notes sizes, and follows the ledger if others write it.
@@ -706,6 +756,16 @@ impl Core {
             {
                 self.note_size(index, usage.bytes);
             }
+        }
+    }
+}
+
+/// Whoever hands out what is written behind lets go of it.
+#[cfg(feature = "disk")]
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(journal) = &self.journal {
+            journal.wake();
         }
     }
 }

@@ -34,6 +34,8 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+#[cfg(feature = "disk")]
+mod behind;
 mod builder;
 mod bulkhead;
 mod cache;
@@ -50,6 +52,8 @@ pub mod frame;
 pub mod freshness;
 mod group;
 mod guard;
+#[cfg(feature = "disk")]
+mod journal;
 pub mod key;
 mod lease;
 pub mod ledger;
@@ -66,32 +70,42 @@ mod removal;
 mod retry;
 pub mod runtime;
 pub mod schema;
+mod source;
 mod space;
 mod stats;
 pub mod store;
+mod through;
 mod tier;
 mod waits;
 mod write;
 
+#[cfg(feature = "disk")]
+pub use behind::{DeadLetter, InsertBehind, RemoveBehind};
 pub use builder::{Builder, Memory};
 pub use cache::{Dynamic, Terrace};
 pub use call::{Get, GetOrLoad};
 pub use codec::{Codec, CodecError};
 pub use compress::Compression;
-pub use core::Ticket;
+pub use core::{Closed, Ticket};
 pub use entry::{Cached, Source};
 pub use error::{BuildError, Error, LoadError};
 pub use guard::{Breaker, BreakerState};
+#[cfg(feature = "disk")]
+pub use journal::{Acknowledge, Journal};
 pub use load::Load;
 pub use loaded::Loaded;
 pub use many::LoadMany;
+pub use source::{Change, Write, WriteBatch, WriteBehind, WriteId};
 pub use space::{Mode, Space, SpaceBuilder};
-pub use stats::{GuardStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic};
+pub use stats::{
+    GuardStats, JournalStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic,
+};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};
 #[cfg(feature = "redis")]
 pub use store::redis::{Redis, RedisStore};
 pub use terrace_memory::Eviction;
+pub use through::InsertThrough;
 pub use tier::Tier;
 pub use write::{Insert, Settled};
 
