@@ -259,7 +259,7 @@ impl<V: Send + Sync + 'static> Post<V> {
     async fn post(mut self, is_synced: bool, answer: oneshot::Sender<Result<Settled, Error>>) {
         let call = self.journal.begin_call();
         let core = Arc::clone(&self.space.core);
-        let addition = self.addition(call, is_synced);
+        let addition = Addition { is_synced, ..self.addition(call) };
         let added = self.journal.add(&*core.runtime, core.wall(), &addition).await;
         let _ = answer.send(match added {
             Ok(number) => Ok(self.publish(number.map(Which::Number)).await),
@@ -281,15 +281,16 @@ impl<V: Send + Sync + 'static> Post<V> {
             }
         };
         let _ = answer.send(Ok(self.publish(Some(Which::Early(call))).await));
-        let addition = self.addition(call, false);
+        let addition = Addition { is_early: true, ..self.addition(call) };
         let added = self.journal.add_early(&*core.runtime, queued, &addition).await;
         if added.is_some() && core.is_shared() {
             self.publish(None).await;
         }
     }
 
-    fn addition(&self, call: u64, is_synced: bool) -> Addition {
-        Addition { place: self.place.clone(), record: self.record.clone(), call, is_synced }
+    fn addition(&self, call: u64) -> Addition {
+        let (place, record) = (self.place.clone(), self.record.clone());
+        Addition { place, record, call, is_synced: false, is_early: false }
     }
 
     /// Tells the ledger, and gives memory what is newest: the own value if it is `mine`.

@@ -8,10 +8,11 @@
 mod committer;
 mod database;
 pub(crate) mod drain;
+mod owner;
 mod record;
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -21,7 +22,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::WallTime;
 use crate::error::{BuildError, Error};
@@ -32,6 +32,7 @@ use crate::store::disk::{connection, failed};
 use crate::store::{StoreError, StoreErrorKind};
 use committer::{Committer, How};
 use database::{Appended, Due, Failure, Limits};
+use owner::Owners;
 
 pub(crate) use database::{Place, Row};
 pub(crate) use record::Record;
@@ -103,11 +104,14 @@ impl Journal {
         let path = connection::prepare(&self.directory, database::DATABASE)?;
         let connection = database::open(&path)?;
         drop(opening);
+        sync_directories(&path)
+            .map_err(|error| BuildError::directory(&path, "sync its directory", error))?;
         let unreadable = |error| BuildError::directory(&path, "read the journal", error);
         let origin = database::origin(&connection).map_err(unreadable)?;
         let committer = Committer::start(connection)
             .map_err(|error| BuildError::directory(&path, "start the journal's thread", error))?;
         Ok(OpenJournal {
+            owners: Owners::in_directory(path.parent().unwrap_or(Path::new("."))),
             path,
             origin,
             committer,
@@ -120,10 +124,28 @@ impl Journal {
             changed: Notify::new(),
             flushes: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
-            owners: Mutex::default(),
             counters: Counters::default(),
         })
     }
+}
+
+/// Makes sure that the files are found again after a power failure, all of which are there by now.
+#[cfg(unix)]
+fn sync_directories(path: &Path) -> std::io::Result<()> {
+    for directory in path.ancestors().skip(1).take(2) {
+        match File::open(directory) {
+            Ok(directory) => directory.sync_all()?,
+            // The directory above may be closed to us; then somebody else has made this one.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn sync_directories(_: &Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// How far a write behind has got when its call returns. Each level includes those before it.
@@ -165,17 +187,8 @@ pub(crate) struct OpenJournal {
     /// Callers who wait until everything is written.
     flushes: AtomicUsize,
     is_closing: AtomicBool,
-    /// Who owns the spaces that have a writer here.
-    owners: Mutex<HashMap<Arc<str>, Ownership>>,
+    owners: Owners,
     counters: Counters,
-}
-
-/// Who has the right to hand out a space's writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ownership {
-    Unknown,
-    Here,
-    Elsewhere,
 }
 
 #[derive(Debug)]
@@ -209,6 +222,8 @@ pub(crate) struct Addition {
     pub(crate) record: Bytes,
     pub(crate) call: u64,
     pub(crate) is_synced: bool,
+    /// It is acknowledged already.
+    pub(crate) is_early: bool,
 }
 
 impl OpenJournal {
@@ -299,7 +314,7 @@ impl OpenJournal {
     }
 
     async fn try_add(&self, queued: WallTime, addition: &Addition) -> Result<Added, Error> {
-        let Addition { place, record, call, is_synced } = addition.clone();
+        let Addition { place, record, call, is_synced, is_early } = addition.clone();
         let how = How { is_synced, bytes: place.key.len() + record.len() };
         let (early, limits) = (Arc::clone(&self.early), self.limits);
         let (known, added_place) = (Arc::clone(&self.early), place.clone());
@@ -307,8 +322,9 @@ impl OpenJournal {
             "write to the journal",
             how,
             move |connection| {
-                // One that had to be tried again must not come after what is newer.
-                if early.lock().get(&place).is_some_and(|early| early.call > call) {
+                // One that was accepted early must not come after what is newer.
+                let is_newest = || early.lock().get(&place).is_some_and(|early| early.call == call);
+                if is_early && !is_newest() {
                     return Ok(None);
                 }
                 database::append(connection, &place, &record, queued, limits).map(Some)
@@ -430,9 +446,7 @@ impl OpenJournal {
 
     /// How many writes are not in the source yet of spaces that no other process owns.
     fn left_here(&self) -> Result<u64, StoreError> {
-        let owners = self.owners.lock().clone();
-        let here = owners.iter().filter(|(_, owner)| **owner != Ownership::Elsewhere);
-        here.map(|(space, _)| self.left(space, u64::MAX)).sum()
+        self.owners.not_elsewhere().iter().map(|space| self.left(space, u64::MAX)).sum()
     }
 
     /// Wakes whoever waits for something to happen.
@@ -442,36 +456,6 @@ impl OpenJournal {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.committer.is_closed()
-    }
-
-    /// The right to hand out a space's writes, for as long as the process lives and keeps it; none
-    /// if another one has it.
-    ///
-    /// The system keeps it, and takes it back when the process ends, however that happens: there
-    /// is no time for which two could have it, and none for which nobody can get it.
-    fn own(&self, space: &str) -> std::io::Result<Option<Owner>> {
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        let path = directory.join(format!("owner-{:016x}.lock", xxh3_64(space.as_bytes())));
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(path)?;
-        match file.try_lock() {
-            Ok(()) => {
-                self.set_ownership(space, Ownership::Here);
-                Ok(Some(Owner { _lock: file }))
-            }
-            Err(TryLockError::WouldBlock) => {
-                self.set_ownership(space, Ownership::Elsewhere);
-                Ok(None)
-            }
-            Err(TryLockError::Error(error)) => Err(error),
-        }
-    }
-
-    fn set_ownership(&self, space: &str, ownership: Ownership) {
-        self.owners.lock().insert(space.into(), ownership);
     }
 
     fn note_lag(&self, lag: Duration) {
@@ -636,10 +620,4 @@ impl Drop for Flush<'_> {
     fn drop(&mut self) {
         self.journal.flushes.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-/// The right to hand out a space's writes.
-#[derive(Debug)]
-struct Owner {
-    _lock: File,
 }

@@ -14,6 +14,13 @@
 //! load stores nothing if a later line names what it loaded. No wall clock decides
 //! anything, and nothing has to be searched for.
 //!
+//! # Writing
+//!
+//! What is inserted is in caches alone. A space that knows how to write to its source, by
+//! [`SpaceBuilder::writer`], also writes [through](Space::insert_through) and
+//! [around](Space::insert_around) the caches, and [behind](Space::insert_behind) them, by way of a
+//! [`Journal`] that survives the end of the process.
+//!
 //! # Failures
 //!
 //! A tier below memory that fails, is slow or returns damaged bytes costs a miss and
@@ -24,7 +31,7 @@
 //!
 //! # Features
 //!
-//! `disk` (SQLite, compiled in) and `zstd` (compression below memory) are on by
+//! `disk` (SQLite, compiled in; the journal too) and `zstd` (compression below memory) are on by
 //! default. Without them neither is built, and a cache is memory and your own stores.
 //!
 //! # What it is not
@@ -118,6 +125,11 @@ struct Readme;
 #[cfg(all(doctest, feature = "disk", feature = "redis"))]
 #[doc = include_str!("../../../docs/redis.md")]
 struct RedisPage;
+
+/// The examples of docs/write-behind.md.
+#[cfg(all(doctest, feature = "disk"))]
+#[doc = include_str!("../../../docs/write-behind.md")]
+struct WriteBehindPage;
 
 /// The examples of docs/loading.md.
 #[cfg(doctest)]

@@ -476,11 +476,15 @@ pub(super) fn depth(connection: &Connection) -> rusqlite::Result<Depth> {
         connection.query_row("SELECT entries, bytes FROM usage", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
-    let (unflushed, oldest): (i64, Option<i64>) = connection.query_row(
-        "SELECT count(*), min(queued) FROM entry WHERE state != ?1",
+    // The index has it all: no record is looked at.
+    let (unflushed, first): (i64, Option<i64>) = connection.query_row(
+        "SELECT count(*), min(number) FROM entry WHERE state != ?1",
         [State::DEAD],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
+    let oldest: Option<i64> = connection
+        .query_row("SELECT queued FROM entry WHERE number = ?1", [first], |row| row.get(0))
+        .optional()?;
     Ok(Depth {
         unflushed: unsigned(unflushed),
         dead: unsigned(entries - unflushed),

@@ -5,17 +5,20 @@
 //! After every failure the whole space waits, ever longer: a source that is down is asked once in
 //! a while, not once a write.
 
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::database::Failure;
-use super::{OpenJournal, Owner, Ownership, Row};
+use super::owner::Owner;
+use super::{OpenJournal, Row};
 use crate::behind::readable;
 use crate::clock::{Tick, WallTime};
 use crate::codec::ValueCodec;
 use crate::core::Core;
 use crate::key::key_name;
 use crate::ledger::Name;
+use crate::load::catch_panic;
 use crate::policy::left;
 use crate::runtime::unless;
 use crate::source::{NotWritten, Source, Write};
@@ -27,6 +30,9 @@ const LOOKING: Duration = Duration::from_millis(50);
 
 /// How often a process that is not the owner tries to become it.
 const TAKING_OVER: Duration = Duration::from_millis(500);
+
+/// How long the journal is left alone after it failed.
+const FAILED: Duration = Duration::from_secs(1);
 
 /// Bytes of an error that are kept.
 const LONGEST_ERROR: usize = 1024;
@@ -61,25 +67,29 @@ where
 {
     /// Writes until the cache is closed or dropped.
     pub(crate) async fn run(self) {
-        self.journal.set_ownership(&self.space, Ownership::Unknown);
+        self.journal.owners.begin(&self.space);
         let mut state = State::default();
         loop {
             let changed = self.journal.changed.notified();
             let Some(core) = self.core.upgrade() else { return };
             let runtime = Arc::clone(&core.runtime);
-            let wait = match self.step(&core, &mut state).await {
-                Ok(wait) => wait,
-                Err(error) if error.kind() == StoreErrorKind::Closed => return,
-                Err(error) => {
-                    tracing::warn!(%error, "the journal failed: what is written behind has to wait");
+            // Keys and values may panic when they are dropped; the next round comes.
+            let stepped = catch_panic(pin!(self.step(&core, &mut state))).await;
+            drop(core);
+            match stepped {
+                Ok(Ok(Duration::ZERO)) => {}
+                Ok(Ok(wait)) => {
+                    unless(|| runtime.sleep(wait), changed).await;
+                }
+                Ok(Err(error)) if error.kind() == StoreErrorKind::Closed => return,
+                failed => {
+                    if let Ok(Err(error)) = failed {
+                        tracing::warn!(%error, "what is written behind has to wait");
+                    }
                     // What is taken and not settled is found again by whoever takes over.
                     state.owner = None;
-                    Duration::from_secs(1)
+                    runtime.sleep(FAILED).await;
                 }
-            };
-            drop(core);
-            if !wait.is_zero() {
-                unless(|| runtime.sleep(wait), changed).await;
             }
         }
     }
@@ -90,7 +100,7 @@ where
             return Err(StoreError::new(StoreErrorKind::Closed, "hand out the journal"));
         }
         if state.owner.is_none() {
-            let own = self.journal.own(&self.space).map_err(|error| {
+            let own = self.journal.owners.own(&self.space).map_err(|error| {
                 let doing = "lock the journal of a space";
                 StoreError::new(StoreErrorKind::Unavailable, doing).caused_by(error)
             })?;
@@ -109,7 +119,7 @@ where
         }
         let pause = left(tick, state.paused_until);
         if !pause.is_zero() {
-            return Ok(pause);
+            return Ok(pause.min(LOOKING));
         }
         let lingered = now.saturating_since(due.oldest);
         let is_ripe = due.writes >= self.source.settings.max_batch
