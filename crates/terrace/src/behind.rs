@@ -304,18 +304,23 @@ impl<V: Send + Sync + 'static> Post<V> {
         }
         let key = KeyRef { space: space.number, bytes: &self.wanted.bytes };
         core.retries.forget(key);
-        // A journal that cannot be read now says so to whoever reads.
-        if let Ok(Some((which, record))) = self.journal.newest(&self.place)
+        let options = EntryOptions { stamp: ticket.stamp, ..self.options.clone() };
+        let mut own = || self.value.take().map(|value| make(space, value, &options).entry);
+        let newest = match self.journal.newest(&self.place) {
+            Ok(Some((which, _))) if mine == Some(which) => own(),
+            Ok(Some((_, record))) => {
+                entry_of(space, self.codec, &self.wanted, record, ticket).ok().flatten()
+            }
+            // The source was quick.
+            Ok(None) if mine.is_some_and(|mine| self.journal.is_last_and_settled(mine)) => own(),
+            // What has become of it a read finds out, from the source; if the journal cannot be
+            // read now, it says so to whoever reads.
+            Ok(None) | Err(_) => None,
+        };
+        if let Some(entry) = newest
             && space.mode() != Mode::Off
         {
-            let options = EntryOptions { stamp: ticket.stamp, ..self.options.clone() };
-            let entry = match self.value.take() {
-                Some(value) if mine == Some(which) => Some(make(space, value, &options).entry),
-                _ => entry_of(space, self.codec, &self.wanted, record, ticket).ok().flatten(),
-            };
-            if let Some(entry) = entry {
-                to_memory(space, key, &entry, ticket);
-            }
+            to_memory(space, key, &entry, ticket);
         }
         told.settled
     }

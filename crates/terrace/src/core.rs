@@ -83,11 +83,14 @@ pub struct Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Closed {
-    /// Whether everything was finished: loads, writes, and what was written behind.
+    /// Whether everything was finished: loads, writes, and what was written behind, as far as this
+    /// process has the right to write it.
     pub is_finished: bool,
     /// Writes behind that the source does not have: the journal keeps them for the next start.
-    /// Those that another process has the right to write are not counted.
     pub kept: u64,
+    /// Writes behind that the source does not have, and that another process has the right to
+    /// write. If that ends as well, the journal keeps them.
+    pub elsewhere: u64,
     /// Writes that were acknowledged in memory alone and could not be brought to the journal.
     pub lost: u64,
 }
@@ -686,13 +689,18 @@ impl Core {
         // What is written behind is under way until the journal has it, which has to go on for
         // that; new calls are refused already.
         let landed = unless(|| self.runtime.sleep(time), self.flights.all_landed()).await;
-        let mut closed =
-            Closed { is_finished: landed.is_some() && self.pending.is_empty(), kept: 0, lost: 0 };
+        let is_finished = landed.is_some() && self.pending.is_empty();
+        let mut closed = Closed { is_finished, kept: 0, elsewhere: 0, lost: 0 };
         #[cfg(feature = "disk")]
         if let Some(journal) = &self.journal {
             let left = until.saturating_sub(self.clock.elapsed());
-            (closed.kept, closed.lost) = journal.close(&*self.runtime, left).await;
-            closed.is_finished &= closed.kept == 0 && closed.lost == 0;
+            let left = journal.close(&*self.runtime, left).await;
+            closed = Closed {
+                is_finished: is_finished && left.kept == 0 && left.lost == 0,
+                kept: left.kept,
+                elsewhere: left.elsewhere,
+                lost: left.lost,
+            };
         }
         #[cfg(not(feature = "disk"))]
         let _ = until;

@@ -124,6 +124,7 @@ impl Journal {
             changed: Notify::new(),
             flushes: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
+            left: Mutex::default(),
             counters: Counters::default(),
         })
     }
@@ -187,6 +188,8 @@ pub(crate) struct OpenJournal {
     /// Callers who wait until everything is written.
     flushes: AtomicUsize,
     is_closing: AtomicBool,
+    /// What was left when it was closed.
+    left: Mutex<Option<Left>>,
     owners: Owners,
     counters: Counters,
 }
@@ -213,6 +216,14 @@ pub(crate) enum Which {
     /// One that is not in the journal yet, by its call.
     Early(u64),
     Number(u64),
+}
+
+/// What a journal leaves behind when it is closed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    pub(crate) kept: u64,
+    pub(crate) elsewhere: u64,
+    pub(crate) lost: u64,
 }
 
 /// A write that waits to be added.
@@ -279,10 +290,10 @@ impl OpenJournal {
                 Added::Full => bump(&self.counters.waited),
             }
             // Only the wait for room is cut off: what is being written is written.
-            let changed = unless(|| runtime.sleep(LOOKING), changed);
-            if unless(|| &mut patience, changed).await.is_none() {
+            if unless(|| std::future::ready(()), &mut patience).await.is_some() {
                 return Err(Error::JournalFull(self.max_wait));
             }
+            unless(|| runtime.sleep(LOOKING), changed).await;
         }
     }
 
@@ -339,13 +350,13 @@ impl OpenJournal {
         );
         let added = match added.await.map_err(Error::Journal)? {
             Some(Appended::Yes { number, superseded }) => {
+                self.changed.notify_waiters();
                 self.counters.superseded.fetch_add(superseded, Ordering::Relaxed);
                 Added::Yes(number)
             }
             Some(Appended::Full) => Added::Full,
             None => Added::Superseded,
         };
-        self.changed.notify_waiters();
         Ok(added)
     }
 
@@ -363,6 +374,13 @@ impl OpenJournal {
         };
         let record = Record::decode(record).ok_or_else(damaged)?;
         Ok(Some((which, record)))
+    }
+
+    /// Whether a write is in its source already, and certainly none of its key came after it.
+    pub(crate) fn is_last_and_settled(&self, which: Which) -> bool {
+        let Which::Number(number) = which else { return false };
+        let is_it = |connection: &_| database::is_last_and_settled(connection, number);
+        self.read("read the journal", is_it).unwrap_or(false)
     }
 
     /// Waits until everything of a space that was acknowledged before is in the source, or dead.
@@ -429,8 +447,11 @@ impl OpenJournal {
     }
 
     /// Has what it holds written as far as the time allows, where no other process does so, and
-    /// ends the journal here; says how many writes are left in it, and how many are lost.
-    pub(crate) async fn close(&self, runtime: &dyn Runtime, time: Duration) -> (u64, u64) {
+    /// ends the journal here.
+    pub(crate) async fn close(&self, runtime: &dyn Runtime, time: Duration) -> Left {
+        if let Some(left) = *self.left.lock() {
+            return left;
+        }
         self.begin_close();
         let is_over = || Ok(self.early.lock().is_empty() && self.left_here()? == 0);
         let ended = unless(|| runtime.sleep(time), self.wait(runtime, is_over)).await;
@@ -438,15 +459,22 @@ impl OpenJournal {
             tracing::warn!(%error, "the journal did not close as it should");
         }
         let kept = self.left_here().unwrap_or(0);
+        let elsewhere = self.left_in(&self.owners.elsewhere()).unwrap_or(0);
         self.committer.close().await;
         self.readers.lock().clear();
         self.changed.notify_waiters();
-        (kept, self.early.lock().len() as u64)
+        let left = Left { kept, elsewhere, lost: self.early.lock().len() as u64 };
+        *self.left.lock() = Some(left);
+        left
     }
 
     /// How many writes are not in the source yet of spaces that no other process owns.
     fn left_here(&self) -> Result<u64, StoreError> {
-        self.owners.not_elsewhere().iter().map(|space| self.left(space, u64::MAX)).sum()
+        self.left_in(&self.owners.not_elsewhere())
+    }
+
+    fn left_in(&self, spaces: &[Arc<str>]) -> Result<u64, StoreError> {
+        spaces.iter().map(|space| self.left(space, u64::MAX)).sum()
     }
 
     /// Wakes whoever waits for something to happen.

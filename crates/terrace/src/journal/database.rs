@@ -449,6 +449,16 @@ pub(super) fn last(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(last.map_or(0, unsigned))
 }
 
+/// Whether a write is in its source, and none was added after it, of whichever key.
+pub(super) fn is_last_and_settled(connection: &Connection, number: u64) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM sqlite_sequence WHERE name = 'entry' AND seq = ?1
+             AND NOT EXISTS (SELECT 1 FROM entry WHERE number = ?1)",
+        )?
+        .exists([signed(number)])
+}
+
 /// How many writes of a space up to `number` are neither in the source nor dead.
 pub(super) fn left(connection: &Connection, space: &str, number: u64) -> rusqlite::Result<u64> {
     let left: i64 = connection

@@ -62,8 +62,17 @@ impl Owners {
 
     /// The spaces with a writer here that no other process is known to own.
     pub(super) fn not_elsewhere(&self) -> Vec<Arc<str>> {
+        self.spaces(|whose| whose != Whose::Another)
+    }
+
+    /// Those that another one owned when this one tried last.
+    pub(super) fn elsewhere(&self) -> Vec<Arc<str>> {
+        self.spaces(|whose| whose == Whose::Another)
+    }
+
+    fn spaces(&self, are_wanted: impl Fn(Whose) -> bool) -> Vec<Arc<str>> {
         let known = self.known.lock();
-        let ours = known.iter().filter(|(_, whose)| **whose != Whose::Another);
-        ours.map(|(space, _)| Arc::clone(space)).collect()
+        let wanted = known.iter().filter(|(_, whose)| are_wanted(**whose));
+        wanted.map(|(space, _)| Arc::clone(space)).collect()
     }
 }

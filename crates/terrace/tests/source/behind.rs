@@ -480,6 +480,7 @@ async fn closing_keeps_what_cannot_be_written_in_time_and_says_so() {
     let terrace = start(Layout::Memory, directory.path()).await;
     let space = space(&terrace, &table).build().unwrap();
     assert_eq!(*space.get("a").await.unwrap().unwrap(), 7);
+    ends("a flush", space.flush()).await.unwrap();
     let closed = ends("a close", terrace.close_within(ms(20_000))).await;
     assert_eq!((closed.is_finished, closed.kept, closed.lost), (true, 0, 0));
     assert_eq!(["a", "b", "c"].map(|key| table.get(key)), [Some(7); 3]);

@@ -75,7 +75,8 @@ async fn the_source_has_it_before_any_cache() {
         assert_eq!(load(&space, &row).await, Some(3));
 
         space.remove_through("key").await.everywhere();
-        assert_eq!((*row.value.lock(), load(&space, &row).await), (None, None), "{layout:?}");
+        let value = *row.value.lock();
+        assert_eq!((value, load(&space, &row).await), (None, None), "{layout:?}");
     }
 }
 
@@ -97,7 +98,8 @@ async fn a_source_that_fails_leaves_nothing_old_and_nothing_new() {
             let Err(Error::Source(error)) = failed else { panic!("{failed:?}") };
             assert_eq!(error.to_string(), "refused 1");
             assert!(space.get("key").await.unwrap().is_none(), "{layout:?}");
-            assert_eq!(load(&space, &row).await, *row.value.lock());
+            let found = load(&space, &row).await;
+            assert_eq!(found, *row.value.lock());
         }
     }
 }

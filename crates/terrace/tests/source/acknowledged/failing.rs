@@ -34,7 +34,7 @@ fn fails_at(calls: &str, error: &str, nth: usize) -> bool {
     let root = directory.path();
     let trace = root.join("trace");
     let order =
-        Order { first: 0, writes: 12, tasks: 1, longest: 20_000, directory: root.to_owned() };
+        Order { first: 0, writes: 6, tasks: 1, longest: 20_000, directory: root.to_owned() };
     let mut program = Command::new("strace");
     program.args(["-f", "-qq", "-e", "signal=none", "-o"]).arg(&trace);
     let journal = root.join("journal");

@@ -102,7 +102,7 @@ fn event(call: &str, root: &Path) -> Option<Event> {
         return None;
     }
     // Strings and paths are in hexadecimal: no comma or bracket is in any of them.
-    let arguments: Vec<_> = arguments.split(", ").collect();
+    let arguments: Vec<_> = arguments.split(", ").map(str::trim).collect();
     let within = |path: PathBuf| path.starts_with(root).then_some(path);
     let of_descriptor = || {
         let (_, path) = arguments.first()?.split_once('<')?;
@@ -119,12 +119,13 @@ fn event(call: &str, root: &Path) -> Option<Event> {
         }
         "write" => Some(Event::Written(within(of_descriptor()?)?, Place::End, of_string(1)?)),
         "pwrite64" => {
-            let at = arguments.get(3)?.parse().ok()?;
+            let at = arguments.get(3)?.parse().expect("where it was written");
             Some(Event::Written(within(of_descriptor()?)?, Place::At(at), of_string(1)?))
         }
-        "ftruncate" => {
-            Some(Event::Truncated(within(of_descriptor()?)?, arguments.get(1)?.parse().ok()?))
-        }
+        "ftruncate" => Some(Event::Truncated(
+            within(of_descriptor()?)?,
+            arguments.get(1)?.parse().expect("a length"),
+        )),
         "fsync" | "fdatasync" => Some(Event::Synced(within(of_descriptor()?)?)),
         "unlink" => Some(Event::Removed(of_path(0)?)),
         "rename" => panic!("nothing is renamed here: {call}"),
@@ -157,7 +158,10 @@ impl Disk {
     fn play(&mut self, event: &Event) {
         match event {
             Event::Created(path) => {
-                self.files.entry(path.clone()).or_default();
+                let file = self.files.entry(path.clone()).or_default();
+                if file.is_removed {
+                    *file = File::default();
+                }
             }
             Event::Written(path, place, data) => {
                 let file = self.files.entry(path.clone()).or_default();
@@ -178,9 +182,11 @@ impl Disk {
                         change(&mut file.safe, place, &data, |_| true);
                     }
                 }
-                // A directory that is synced knows what is in it.
+                // A directory that is synced knows what is in it, and what is not any more.
+                let is_inside = |inside: &Path| inside.parent() == Some(path);
+                self.files.retain(|inside, file| !(is_inside(inside) && file.is_removed));
                 for (inside, file) in &mut self.files {
-                    file.is_known |= inside.parent() == Some(path);
+                    file.is_known |= is_inside(inside);
                 }
             }
             Event::Said(_) => {}
