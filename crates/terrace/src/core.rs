@@ -19,7 +19,7 @@ use crate::flight::{Flights, Underway};
 use crate::group::{self, Group, Together};
 use crate::guard::{is_refusal, within};
 #[cfg(feature = "disk")]
-use crate::journal::OpenJournal;
+use crate::journal::{Left, OpenJournal};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
@@ -681,6 +681,7 @@ impl Core {
 
     pub(crate) async fn close(&self, time: Duration) -> Closed {
         let is_first = !self.is_closed.swap(true, Ordering::AcqRel);
+        #[cfg(feature = "disk")]
         let until = self.clock.elapsed().saturating_add(time);
         #[cfg(feature = "disk")]
         if let Some(journal) = &self.journal {
@@ -690,20 +691,9 @@ impl Core {
         // that; new calls are refused already.
         let landed = unless(|| self.runtime.sleep(time), self.flights.all_landed()).await;
         let is_finished = landed.is_some() && self.pending.is_empty();
-        let mut closed = Closed { is_finished, kept: 0, elsewhere: 0, lost: 0 };
+        let closed = Closed { is_finished, kept: 0, elsewhere: 0, lost: 0 };
         #[cfg(feature = "disk")]
-        if let Some(journal) = &self.journal {
-            let left = until.saturating_sub(self.clock.elapsed());
-            let left = journal.close(&*self.runtime, left).await;
-            closed = Closed {
-                is_finished: is_finished && left.kept == 0 && left.lost == 0,
-                kept: left.kept,
-                elsewhere: left.elsewhere,
-                lost: left.lost,
-            };
-        }
-        #[cfg(not(feature = "disk"))]
-        let _ = until;
+        let closed = self.close_journal(closed, until).await;
         if is_first {
             for tier in &self.tiers {
                 if let Err(error) = tier.guard.insist("close a tier", tier.store.close()).await {
@@ -712,6 +702,16 @@ impl Core {
             }
         }
         closed
+    }
+
+    /// Has what is written behind written until the time is over.
+    #[cfg(feature = "disk")]
+    async fn close_journal(&self, closed: Closed, until: Duration) -> Closed {
+        let Some(journal) = &self.journal else { return closed };
+        let time = until.saturating_sub(self.clock.elapsed());
+        let Left { kept, elsewhere, lost } = journal.close(&*self.runtime, time).await;
+        let is_finished = closed.is_finished && kept == 0 && lost == 0;
+        Closed { is_finished, kept, elsewhere, lost }
     }
 
     /// Frees what has expired, notes sizes, and follows the ledger if others write it.

@@ -168,6 +168,10 @@ impl Wanted {
 }
 
 /// What was written behind of a key and is not in its source yet.
+#[cfg_attr(
+    not(feature = "disk"),
+    expect(dead_code, reason = "without a journal nothing is written behind")
+)]
 pub(crate) enum Unflushed<V> {
     Value(Arc<Entry<V>>),
     Removed,
@@ -446,7 +450,8 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         let mut buffer = KeyBuffer::default();
         let key = space.checked_key(key, &mut buffer)?;
         let now = core.clock.tick();
-        let in_memory = core.memory.as_ref().and_then(|memory| {
+        let memory = core.memory.as_ref().filter(|_| space.mode() != Mode::Off);
+        let in_memory = memory.and_then(|memory| {
             memory.peek_with(&key, now, |view| is_fresh_in_memory(space, key, view.value, now))
         });
         // What is written behind decides, before any tier below does.

@@ -175,7 +175,9 @@ type WriteFn<K, V> =
 /// A space's writer, and how it stores keys until they are written.
 pub(crate) struct Source<K: ToOwned + ?Sized, V> {
     write: Box<WriteFn<K, V>>,
+    #[cfg(feature = "disk")]
     encode_key: fn(&K) -> Result<Vec<u8>, rmp_serde::encode::Error>,
+    #[cfg(feature = "disk")]
     decode_key: fn(&[u8]) -> Result<K::Owned, rmp_serde::decode::Error>,
     pub(crate) settings: WriteBehind,
     /// Begins to hand out what is written behind.
@@ -202,7 +204,9 @@ where
                     async move { writing.await.map_err(|error| Arc::new(error) as SharedError) },
                 )
             }),
+            #[cfg(feature = "disk")]
             encode_key: |key| rmp_serde::to_vec_named(&key.to_owned()),
+            #[cfg(feature = "disk")]
             decode_key: |bytes| rmp_serde::from_slice(bytes),
             settings: WriteBehind::default(),
             #[cfg(feature = "disk")]
@@ -244,10 +248,12 @@ impl<K: ToOwned + ?Sized, V> Source<K, V> {
     }
 
     /// The key as it is kept until it is written; `None` if its type cannot be encoded.
+    #[cfg(feature = "disk")]
     pub(crate) fn encode_key(&self, key: &K) -> Option<Vec<u8>> {
         catch_unwind(AssertUnwindSafe(|| (self.encode_key)(key))).ok()?.ok()
     }
 
+    #[cfg(feature = "disk")]
     pub(crate) fn decode_key(&self, bytes: &[u8]) -> Option<K::Owned> {
         catch_unwind(AssertUnwindSafe(|| (self.decode_key)(bytes))).ok()?.ok()
     }
