@@ -80,6 +80,12 @@ need_redis() {
     fi
 }
 
+# With it tests see what a process writes and syncs, and make that fail. See acknowledged.rs.
+need_strace() {
+    command -v strace >/dev/null || need_apt strace ||
+        die "tests watch and disturb processes: please install strace by hand"
+}
+
 # need_valkey: fails where it cannot be had, and says so: not every release of Debian has it, and
 # bookworm has it among its backports alone. Tests with it have "valkey" in their names.
 need_valkey() {

@@ -17,6 +17,8 @@ use crate::error::BuildError;
 use crate::flight::Flights;
 use crate::group::Group;
 use crate::guard::within;
+#[cfg(feature = "disk")]
+use crate::journal::Journal;
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
 use crate::pending::Pending;
@@ -118,6 +120,8 @@ pub struct Builder {
     max_isolated: Option<Duration>,
     clock: Option<Arc<dyn Clock>>,
     runtime: Option<Arc<dyn Runtime>>,
+    #[cfg(feature = "disk")]
+    journal: Option<Journal>,
 }
 
 impl Builder {
@@ -155,6 +159,14 @@ impl Builder {
         self
     }
 
+    /// Keeps what is written behind in a journal: see
+    /// [`Space::insert_behind`](crate::Space::insert_behind).
+    #[cfg(feature = "disk")]
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
     /// Takes time from another clock than the operating system's.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -184,6 +196,8 @@ impl Builder {
         let clock =
             self.clock.map_or_else(|| AnyClock::System(SystemClock::new()), AnyClock::Other);
         check_names(&self.tiers)?;
+        #[cfg(feature = "disk")]
+        let journal = self.journal.as_ref().map(Journal::open).transpose()?.map(Arc::new);
         let mut tiers = self
             .tiers
             .into_iter()
@@ -217,6 +231,8 @@ impl Builder {
             max_isolated: self.max_isolated.unwrap_or(MAX_ISOLATED),
             warned: Mutex::default(),
             is_closed: AtomicBool::new(false),
+            #[cfg(feature = "disk")]
+            journal,
             tiers: tiers.into(),
         });
         core.start_housekeeping();

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::builder::Builder;
 use crate::call::{Get, GetOrLoad};
 use crate::codec::ValueCodec;
-use crate::core::Core;
+use crate::core::{CLOSING, Closed, Core};
 use crate::error::{Error, LoaderFailure};
 use crate::key::tag_name;
 use crate::ledger::Name;
@@ -292,8 +292,17 @@ impl Terrace {
     /// Says whether everything was finished. Afterwards every verb fails with
     /// [`Error::Closed`]. A cache that is only dropped gives what is under way to
     /// its runtime.
+    ///
+    /// What was written behind is written to the source meanwhile. What is not by then stays in
+    /// the journal; [`Terrace::close_within`] says how much that is.
     pub async fn close(&self) -> bool {
-        self.core.close().await
+        self.close_within(CLOSING).await.is_finished
+    }
+
+    /// The same within a time of your choice: says what was finished, what the journal keeps for
+    /// the next start, and what is lost.
+    pub async fn close_within(&self, time: Duration) -> Closed {
+        self.core.close(time).await
     }
 }
 

@@ -20,7 +20,7 @@ use crate::loaded::Loaded;
 use crate::options::{CallOptions, Reading, Wants};
 use crate::policy::{Ttl, left};
 use crate::probe::Probe;
-use crate::read::{self, Found, Known, Wanted};
+use crate::read::{self, Found, Known, Unflushed, Wanted};
 use crate::runtime::{BoxFuture, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::{bump, is_sampled, sample_next};
@@ -100,7 +100,9 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Future for Get<'_, K, V> {
                     return Poll::Ready(Ok(Some(fresh(entry))));
                 }
                 Hit::Absent => return Poll::Ready(Ok(None)),
-                _ if this.space.core.tiers.is_empty() => return Poll::Ready(Ok(None)),
+                _ if this.space.core.tiers.is_empty() && !this.space.has_journal() => {
+                    return Poll::Ready(Ok(None));
+                }
                 Hit::Stale(_) | Hit::Nothing => {}
             }
         }
@@ -138,15 +140,20 @@ async fn get<V: Send + Sync + 'static>(
         }
     }
     let ticket = space.core.ticket();
+    match read::unflushed(&space, codec, &wanted, ticket, &reading) {
+        Ok(None) => {}
+        Ok(Some(Unflushed::Removed)) => return Ok(None),
+        Ok(Some(Unflushed::Value(entry))) => {
+            return Ok(Some(Cached { entry, source: Source::Journal, is_stale: false }));
+        }
+        Err(crash) => return Err(read::failed(crash)),
+    }
     let below = read::one_from_tiers(&space, codec, &wanted, ticket, &reading);
     let found = match options.patience {
         Some(time) => unless(|| space.core.runtime.sleep(time), below).await.unwrap_or(Ok(None)),
         None => below.await,
     };
-    let found = found.map_err(|crash| match crash {
-        Crash::Tier(tier, source) => Error::Tier { tier, source },
-        _ => Error::Closed,
-    })?;
+    let found = found.map_err(read::failed)?;
     let found = found.filter(|(found, _)| read::is_recent_enough(&found.entry.meta, &reading));
     if let Some((found, source)) = found {
         if found.freshness.is_fresh() {

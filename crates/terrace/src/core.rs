@@ -18,6 +18,8 @@ use crate::error::Error;
 use crate::flight::{Flights, Underway};
 use crate::group::{self, Group, Together};
 use crate::guard::{is_refusal, within};
+#[cfg(feature = "disk")]
+use crate::journal::{Left, OpenJournal};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
@@ -63,6 +65,9 @@ pub(crate) struct Core {
     /// What endangered the cache when it was looked at last: tier, server, warning.
     pub(crate) warned: Mutex<BTreeSet<(Arc<str>, String, String)>>,
     pub(crate) is_closed: AtomicBool,
+    /// What is written behind.
+    #[cfg(feature = "disk")]
+    pub(crate) journal: Option<Arc<OpenJournal>>,
 }
 
 /// What a load remembers of its beginning, to be judged by when it ends. See
@@ -73,8 +78,25 @@ pub struct Ticket {
     epoch: u64,
 }
 
+/// What became of what was under way when a cache was closed. See
+/// [`Terrace::close_within`](crate::Terrace::close_within).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Whether everything was finished: loads, writes, and what was written behind, as far as this
+    /// process has the right to write it.
+    pub is_finished: bool,
+    /// Writes behind that the source does not have: the journal keeps them for the next start.
+    pub kept: u64,
+    /// Writes behind that the source does not have, and that another process has the right to
+    /// write. If that ends as well, the journal keeps them.
+    pub elsewhere: u64,
+    /// Writes that were acknowledged in memory alone and could not be brought to the journal.
+    pub lost: u64,
+}
+
 /// How long closing waits for what is under way.
-const CLOSING: Duration = Duration::from_secs(30);
+pub(crate) const CLOSING: Duration = Duration::from_secs(30);
 
 /// Lines that several callers append together: the server does nothing else meanwhile.
 pub(crate) const APPENDED_AT_ONCE: usize = 128;
@@ -240,6 +262,16 @@ impl Core {
             Some(invalidated) => invalidated,
             None => self.not_invalidated(names),
         }
+    }
+
+    /// The same for keys, which are taken out of the stores that do not hear the ledger, too.
+    pub(crate) async fn forget(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        let mut invalidated = self.invalidate(names.clone()).await;
+        if !self.drop_from_stores(names.iter()).await {
+            invalidated.settled = self.all_pending();
+            self.hold_back(names);
+        }
+        invalidated
     }
 
     async fn append(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
@@ -585,6 +617,10 @@ impl Core {
             underway: self.flights.airborne() as u64,
             loads_running: self.loads.running() as u64,
             loads_queued: self.loads.queued() as u64,
+            #[cfg(feature = "disk")]
+            journal: self.journal.as_ref().map(|journal| journal.stats(self.wall())),
+            #[cfg(not(feature = "disk"))]
+            journal: None,
         }
     }
 
@@ -647,9 +683,21 @@ impl Core {
             .map_or(bytes, |largest| largest.fetch_max(bytes, Ordering::Relaxed).max(bytes))
     }
 
-    pub(crate) async fn close(&self) -> bool {
+    pub(crate) async fn close(&self, time: Duration) -> Closed {
         let is_first = !self.is_closed.swap(true, Ordering::AcqRel);
-        let landed = unless(|| self.runtime.sleep(CLOSING), self.flights.all_landed()).await;
+        #[cfg(feature = "disk")]
+        let until = self.clock.elapsed().saturating_add(time);
+        #[cfg(feature = "disk")]
+        if let Some(journal) = &self.journal {
+            journal.begin_close();
+        }
+        // What is written behind is under way until the journal has it, which has to go on for
+        // that; new calls are refused already.
+        let landed = unless(|| self.runtime.sleep(time), self.flights.all_landed()).await;
+        let is_finished = landed.is_some() && self.pending.is_empty();
+        let closed = Closed { is_finished, kept: 0, elsewhere: 0, lost: 0 };
+        #[cfg(feature = "disk")]
+        let closed = self.close_journal(closed, until).await;
         if is_first {
             for tier in &self.tiers {
                 if let Err(error) = tier.guard.insist("close a tier", tier.store.close()).await {
@@ -657,7 +705,17 @@ impl Core {
                 }
             }
         }
-        landed.is_some() && self.pending.is_empty()
+        closed
+    }
+
+    /// Has what is written behind written until the time is over.
+    #[cfg(feature = "disk")]
+    async fn close_journal(&self, closed: Closed, until: Duration) -> Closed {
+        let Some(journal) = &self.journal else { return closed };
+        let time = until.saturating_sub(self.clock.elapsed());
+        let Left { kept, elsewhere, lost } = journal.close(&*self.runtime, time).await;
+        let is_finished = closed.is_finished && kept == 0 && lost == 0;
+        Closed { is_finished, kept, elsewhere, lost }
     }
 
     /// Frees what has expired, notes sizes, and follows the ledger if others write it.
@@ -710,6 +768,16 @@ impl Core {
             {
                 self.note_size(index, usage.bytes);
             }
+        }
+    }
+}
+
+/// Whoever hands out what is written behind lets go of it.
+#[cfg(feature = "disk")]
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(journal) = &self.journal {
+            journal.wake();
         }
     }
 }

@@ -42,6 +42,8 @@ pub enum Source {
     Memory,
     /// A tier below memory, by its name.
     Tier(Arc<str>),
+    /// The journal: the value was written behind, and its source does not have it yet.
+    Journal,
     /// The loader.
     Loader,
     /// Nobody: it is the value that the call gave for when nothing else is to be had.
@@ -53,6 +55,7 @@ impl fmt::Display for Source {
         formatter.write_str(match self {
             Self::Memory => "memory",
             Self::Tier(name) => name,
+            Self::Journal => "journal",
             Self::Loader => "loader",
             Self::Default => "default",
         })

@@ -46,6 +46,27 @@ pub enum Error {
     /// Somebody else is writing or loading this key, and did not finish in time.
     #[error("the key is held by another writer; try again")]
     Busy,
+    /// The space does not know how to write to its source.
+    #[error("the space has no writer: give it one with SpaceBuilder::writer")]
+    NoWriter,
+    /// The key's owned form could not be encoded, to be kept until the source is written.
+    #[error("the key could not be encoded for the journal")]
+    KeyNotEncoded,
+    /// Nothing can be written behind without a journal.
+    #[error("the cache has no journal: give it one with Builder::journal")]
+    NoJournal,
+    /// The journal could not be written or read. Nothing was acknowledged.
+    #[error("the journal failed")]
+    Journal(#[source] StoreError),
+    /// The journal holds as much as it may, and nothing left it in time.
+    #[error(
+        "the journal is full, and nothing left it within {0:?}: the source is slow or away; \
+         try again later, or look at the dead letters"
+    )]
+    JournalFull(Duration),
+    /// The source was not written, as far as is known: what its writer failed with.
+    #[error("the source was not written: {0}")]
+    Source(SharedError),
     /// There is no tier of this name.
     #[error("there is no tier named {0:?}")]
     NoSuchTier(String),

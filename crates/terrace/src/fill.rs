@@ -16,7 +16,7 @@ use crate::load::count_superseded;
 use crate::loaded::{Answer, Loaded};
 use crate::options::Tiers;
 use crate::policy::Ttl;
-use crate::read::Wanted;
+use crate::read::{self, Wanted};
 use crate::space::{Mode, SpaceCore};
 use crate::write::{
     Encoded, EntryOptions, Fresh, checked_wanted, is_outdated, make, new_life, prepare, put,
@@ -93,6 +93,10 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
 ) -> Result<bool, Error> {
     let _underway = space.core.begin()?;
     let wanted = checked_wanted(space, key)?;
+    // What was read from the source is older than what it does not have yet.
+    if read::is_unflushed(space, &wanted.bytes).map_err(read::failed)?.is_some() {
+        return Ok(false);
+    }
     let tags = loaded.tags.map_err(Error::Tags)?;
     let options = EntryOptions {
         ttl: loaded.ttl.unwrap_or_default(),

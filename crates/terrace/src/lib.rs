@@ -14,6 +14,13 @@
 //! load stores nothing if a later line names what it loaded. No wall clock decides
 //! anything, and nothing has to be searched for.
 //!
+//! # Writing
+//!
+//! What is inserted is in caches alone. A space that knows how to write to its source, by
+//! [`SpaceBuilder::writer`], also writes [through](Space::insert_through) and
+//! [around](Space::insert_around) the caches, and [behind](Space::insert_behind) them, by way of a
+//! [`Journal`] that survives the end of the process.
+//!
 //! # Failures
 //!
 //! A tier below memory that fails, is slow or returns damaged bytes costs a miss and
@@ -24,7 +31,7 @@
 //!
 //! # Features
 //!
-//! `disk` (SQLite, compiled in) and `zstd` (compression below memory) are on by
+//! `disk` (SQLite, compiled in; the journal too) and `zstd` (compression below memory) are on by
 //! default. Without them neither is built, and a cache is memory and your own stores.
 //!
 //! # What it is not
@@ -34,6 +41,8 @@
 #![forbid(unsafe_code)]
 
 pub mod authority;
+#[cfg(feature = "disk")]
+mod behind;
 mod builder;
 mod bulkhead;
 mod cache;
@@ -50,6 +59,8 @@ pub mod frame;
 pub mod freshness;
 mod group;
 mod guard;
+#[cfg(feature = "disk")]
+mod journal;
 pub mod key;
 mod lease;
 pub mod ledger;
@@ -66,32 +77,42 @@ mod removal;
 mod retry;
 pub mod runtime;
 pub mod schema;
+mod source;
 mod space;
 mod stats;
 pub mod store;
+mod through;
 mod tier;
 mod waits;
 mod write;
 
+#[cfg(feature = "disk")]
+pub use behind::{DeadLetter, InsertBehind, RemoveBehind};
 pub use builder::{Builder, Memory};
 pub use cache::{Dynamic, Terrace};
 pub use call::{Get, GetOrLoad};
 pub use codec::{Codec, CodecError};
 pub use compress::Compression;
-pub use core::Ticket;
+pub use core::{Closed, Ticket};
 pub use entry::{Cached, Source};
 pub use error::{BuildError, Error, LoadError};
 pub use guard::{Breaker, BreakerState};
+#[cfg(feature = "disk")]
+pub use journal::{Acknowledge, Journal};
 pub use load::Load;
 pub use loaded::Loaded;
 pub use many::LoadMany;
+pub use source::{Change, Write, WriteBatch, WriteBehind, WriteId};
 pub use space::{Mode, Space, SpaceBuilder};
-pub use stats::{GuardStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic};
+pub use stats::{
+    GuardStats, JournalStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic,
+};
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskStore};
 #[cfg(feature = "redis")]
 pub use store::redis::{Redis, RedisStore};
 pub use terrace_memory::Eviction;
+pub use through::InsertThrough;
 pub use tier::Tier;
 pub use write::{Insert, Settled};
 
@@ -104,6 +125,11 @@ struct Readme;
 #[cfg(all(doctest, feature = "disk", feature = "redis"))]
 #[doc = include_str!("../../../docs/redis.md")]
 struct RedisPage;
+
+/// The examples of docs/write-behind.md.
+#[cfg(all(doctest, feature = "disk"))]
+#[doc = include_str!("../../../docs/write-behind.md")]
+struct WriteBehindPage;
 
 /// The examples of docs/loading.md.
 #[cfg(doctest)]

@@ -26,7 +26,7 @@ use crate::loaded::{Answer, Loaded};
 use crate::options::{Reading, Wants};
 use crate::policy::left;
 use crate::probe::{self, Verdict};
-use crate::read::{self, Found, Known, Wanted};
+use crate::read::{self, Found, Known, Unflushed, Wanted};
 use crate::retry::Failed;
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
@@ -150,7 +150,10 @@ pub(crate) async fn fly<V: Send + Sync + 'static>(
     let mut job = Job::begin(&takeoff, request);
     let probe = order.probe.take();
     job.is_probing = probe.is_some();
-    if job.look_in_memory(&takeoff) || job.look_below(&takeoff).await {
+    if job.look_in_memory(&takeoff)
+        || job.look_in_journal(&takeoff)
+        || job.look_below(&takeoff).await
+    {
         return;
     }
     step_aside().await;
@@ -221,6 +224,19 @@ impl<V: Send + Sync + 'static> Job<V> {
             Some(Known::Entry(found)) => self.take(takeoff, found, Source::Memory),
             _ => false,
         }
+    }
+
+    /// The same for what was written behind: newer than anything that a load can bring.
+    pub(crate) fn look_in_journal(&mut self, takeoff: &Takeoff) -> bool {
+        let Request { space, codec, reading, .. } = &self.request;
+        let landed = match read::unflushed(space, *codec, &self.wanted, self.ticket, reading) {
+            Ok(None) => return false,
+            Ok(Some(Unflushed::Value(entry))) => Ok(self.landed(&entry, Source::Journal, None)),
+            Ok(Some(Unflushed::Removed)) => Err(Crash::Absent),
+            Err(crash) => Err(crash),
+        };
+        takeoff.land(landed);
+        true
     }
 
     /// The same for the tiers below memory.

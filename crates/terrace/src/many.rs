@@ -16,7 +16,7 @@ use crate::lease::{Lease, while_held};
 use crate::load::{Job, Loading, Request, catch_panic, may_be_there_now, run};
 use crate::loaded::Loaded;
 use crate::options::{Reading, Wants};
-use crate::read::{self, Wanted};
+use crate::read::{self, Unflushed, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
@@ -47,16 +47,30 @@ pub(crate) async fn get_many<'a, K: Key + ?Sized + 'a, V: Send + Sync + 'static>
             }
         });
     }
-    let ticket = space.core.ticket();
-    let found = read::from_tiers(space, codec, &wanted, ticket, &Reading::default()).await;
-    let found = found.map_err(|crash| match crash {
-        Crash::Tier(tier, source) => Error::Tier { tier, source },
-        _ => Error::Closed,
-    })?;
-    let mut found = found.into_iter();
+    let (ticket, reading) = (space.core.ticket(), Reading::default());
+    let mut below = Vec::with_capacity(wanted.len());
+    let mut unflushed = Vec::with_capacity(wanted.len());
+    for wanted in wanted {
+        let found = read::unflushed(space, codec, &wanted, ticket, &reading);
+        let found = found.map_err(read::failed)?;
+        if found.is_none() {
+            below.push(wanted);
+        }
+        unflushed.push(found);
+    }
+    let found = read::from_tiers(space, codec, &below, ticket, &reading).await;
+    let (mut found, mut unflushed) =
+        (found.map_err(read::failed)?.into_iter(), unflushed.into_iter());
     let answers = answers.into_iter().map(|answer| match answer {
         Ask::Answered(answer) => answer,
         Ask::Below => {
+            match unflushed.next()? {
+                Some(Unflushed::Removed) => return None,
+                Some(Unflushed::Value(entry)) => {
+                    return Some(Cached { entry, source: Source::Journal, is_stale: false });
+                }
+                None => {}
+            }
             let (found, source) = found.next().flatten()?;
             (found.freshness.is_fresh() && space.mode() == Mode::On).then_some(Cached {
                 entry: found.entry,
@@ -304,7 +318,9 @@ async fn fly_many<K, V: Send + Sync + 'static>(
             Open { takeoff, job, key }
         })
         .collect();
-    open.retain_mut(|open| !open.job.look_in_memory(&open.takeoff));
+    open.retain_mut(|open| {
+        !open.job.look_in_memory(&open.takeoff) && !open.job.look_in_journal(&open.takeoff)
+    });
     look_below(&space, codec, &mut open).await;
     step_aside().await;
     open.retain_mut(|open| !open.job.is_held_back(&open.takeoff));

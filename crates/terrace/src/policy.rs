@@ -137,9 +137,14 @@ impl Backoff {
     pub(crate) fn next(&self, now: Tick, failures: u32, has_stale: bool, random: u64) -> Tick {
         let longest =
             if has_stale { self.longest } else { self.longest.min(LONGEST_WITHOUT_ANSWER) };
+        now.saturating_add(Self { longest, ..*self }.wait(failures, random))
+    }
+
+    /// How long to wait after `failures` failures in a row.
+    pub(crate) fn wait(&self, failures: u32, random: u64) -> Duration {
         let doubled = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        let wait = self.first.saturating_mul(doubled).min(longest);
-        now.saturating_add(varied(wait, WAIT_JITTER, random))
+        let wait = self.first.saturating_mul(doubled).min(self.longest);
+        varied(wait, WAIT_JITTER, random)
     }
 }
 

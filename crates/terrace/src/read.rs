@@ -167,6 +167,43 @@ impl Wanted {
     }
 }
 
+/// What was written behind of a key and is not in its source yet.
+#[cfg_attr(
+    not(feature = "disk"),
+    expect(dead_code, reason = "without a journal nothing is written behind")
+)]
+pub(crate) enum Unflushed<V> {
+    Value(Arc<Entry<V>>),
+    Removed,
+}
+
+#[cfg(feature = "disk")]
+pub(crate) use crate::behind::{is_unflushed, unflushed};
+
+#[cfg(not(feature = "disk"))]
+pub(crate) fn unflushed<V>(
+    _: &SpaceCore,
+    _: Option<ValueCodec<V>>,
+    _: &Wanted,
+    _: Ticket,
+    _: &Reading,
+) -> Result<Option<Unflushed<V>>, Crash> {
+    Ok(None)
+}
+
+#[cfg(not(feature = "disk"))]
+pub(crate) fn is_unflushed(_: &SpaceCore, _: &[u8]) -> Result<Option<bool>, Crash> {
+    Ok(None)
+}
+
+/// Why a read without a loader failed.
+pub(crate) fn failed(crash: Crash) -> Error {
+    match crash {
+        Crash::Tier(tier, source) => Error::Tier { tier, source },
+        _ => Error::Closed,
+    }
+}
+
 /// The same for one key.
 pub(crate) async fn one_from_tiers<V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
@@ -404,7 +441,7 @@ async fn copy_up<V: Send + Sync + 'static>(
     }
 }
 
-/// Whether something fresh is under each key. Decodes and copies nothing.
+/// Whether something fresh is under each key, or written behind. Decodes and copies nothing.
 ///
 /// Where the space confirms what it says, this fails if the ledger cannot be asked.
 pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
@@ -421,17 +458,23 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         let mut buffer = KeyBuffer::default();
         let key = space.checked_key(key, &mut buffer)?;
         let now = core.clock.tick();
-        let in_memory = core.memory.as_ref().and_then(|memory| {
+        let memory = core.memory.as_ref().filter(|_| space.mode() != Mode::Off);
+        let in_memory = memory.and_then(|memory| {
             memory.peek_with(&key, now, |view| is_fresh_in_memory(space, key, view.value, now))
         });
-        found.push(in_memory == Some(true));
+        // What is written behind decides, before any tier below does.
+        found.push(match in_memory {
+            Some(true) => Some(true),
+            _ => is_unflushed(space, key.bytes).map_err(failed)?,
+        });
         wanted.push(Wanted::new(key.bytes));
     }
     if space.mode() == Mode::Off {
-        return Ok(vec![false; wanted.len()]);
+        return Ok(found.into_iter().map(Option::unwrap_or_default).collect());
     }
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
-        let missing: Vec<_> = found.iter_mut().zip(&wanted).filter(|(found, _)| !**found).collect();
+        let missing: Vec<_> =
+            found.iter_mut().zip(&wanted).filter(|(found, _)| found.is_none()).collect();
         if missing.is_empty() {
             break;
         }
@@ -440,8 +483,10 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
         let frames = tier.read(counters, &keys, &bytes, None).await;
         let now = core.moment();
         for ((found, wanted), frame) in missing.into_iter().zip(frames.unwrap_or_default()) {
-            *found = frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame, now));
+            let is_there =
+                frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame, now));
+            *found = is_there.then_some(true);
         }
     }
-    Ok(found)
+    Ok(found.into_iter().map(Option::unwrap_or_default).collect())
 }

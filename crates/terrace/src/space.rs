@@ -13,6 +13,8 @@ use parking_lot::RwLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "disk")]
+use crate::behind::{self, Behind, DeadLetter, InsertBehind, RemoveBehind};
 use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
 use crate::call::{Get, GetOrLoad};
@@ -33,7 +35,11 @@ use crate::probe::{self, Probe};
 use crate::read;
 use crate::removal;
 use crate::schema::fingerprint;
+#[cfg(feature = "disk")]
+use crate::source::WriteId;
+use crate::source::{Source, WriteBatch, WriteBehind};
 use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
+use crate::through::{self, InsertThrough};
 use crate::write::{self, Insert, Settled};
 
 /// A typed namespace of a cache. Cloning it is cheap.
@@ -70,14 +76,21 @@ use crate::write::{self, Insert, Settled};
 /// # Ok(()) }
 /// ```
 pub struct Space<K: ToOwned + ?Sized, V> {
-    core: Arc<SpaceCore>,
-    codec: Option<ValueCodec<V>>,
+    pub(crate) core: Arc<SpaceCore>,
+    pub(crate) codec: Option<ValueCodec<V>>,
     probe: Option<Probe<K>>,
+    /// How its source is written.
+    pub(crate) source: Option<Arc<Source<K, V>>>,
 }
 
 impl<K: ToOwned + ?Sized, V> Clone for Space<K, V> {
     fn clone(&self) -> Self {
-        Self { core: Arc::clone(&self.core), codec: self.codec, probe: self.probe.clone() }
+        Self {
+            core: Arc::clone(&self.core),
+            codec: self.codec,
+            probe: self.probe.clone(),
+            source: self.source.clone(),
+        }
     }
 }
 
@@ -221,6 +234,145 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
     /// Stores `value` in every tier; await it.
     pub fn insert<'a>(&'a self, key: &'a K, value: V) -> Insert<'a, K, V> {
         Insert::new(&self.core, self.codec, key, value)
+    }
+
+    /// Writes `value` to the source, then stores it in every tier; await it.
+    ///
+    /// The [writer](SpaceBuilder::writer) gets a batch of this one write, and the call takes as
+    /// long as it does. Of several for one key one goes after the other, in the whole fleet; what
+    /// was written behind of the key goes first. If the writer fails, the call fails with
+    /// [`Error::Source`], and what caches hold of the key is gone, because the source may have the
+    /// write all the same. Dropping the caller does not stop a write that has begun.
+    ///
+    /// Fails for the same reasons as [`Space::insert`] too, with nothing written; with
+    /// [`Error::Busy`] if others write the key for too long.
+    pub fn insert_through<'a>(&'a self, key: &'a K, value: V) -> InsertThrough<'a, K, V> {
+        InsertThrough::new(self, key, value)
+    }
+
+    /// Writes `value` to the source, then invalidates the key: the next read loads.
+    ///
+    /// For values that the source changes when it stores them, or that are seldom read.
+    ///
+    /// # Errors
+    /// As for [`Space::insert_through`].
+    pub async fn insert_around(&self, key: &K, value: V) -> Result<Settled, Error>
+    where
+        K: 'static,
+        K::Owned: Send + 'static,
+    {
+        through::around(self, key, Some(value)).await
+    }
+
+    /// Removes the key from the source, then from every tier.
+    ///
+    /// # Errors
+    /// As for [`Space::insert_through`].
+    pub async fn remove_through(&self, key: &K) -> Result<Settled, Error>
+    where
+        K: 'static,
+        K::Owned: Send + 'static,
+    {
+        through::around(self, key, None).await
+    }
+
+    /// Stores `value` in memory and in the journal, and leaves it to the space's
+    /// [writer](SpaceBuilder::writer) to bring it to the source; await it.
+    ///
+    /// It returns when the write has got as far as you
+    /// [ask](InsertBehind::acknowledge) it to: by default the journal has it, which survives the
+    /// end of the process. From then on every read that begins here sees it before anything else,
+    /// and no loader is asked for what the source does not have yet; in other processes that open
+    /// the same journal, within the time that the ledger takes to reach them. Dropping the caller
+    /// does not stop a write that has begun.
+    ///
+    /// Of two writes of one key the newer one takes the place of the older one, unless the writer
+    /// has that already: then it comes after. A write that fails too often becomes a
+    /// [dead letter](Space::dead_letters).
+    ///
+    /// Fails with [`Error::JournalFull`] if there is no room in time, with [`Error::Journal`] if
+    /// the journal cannot be written, and for the same reasons as [`Space::insert`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use terrace::{Acknowledge, Journal, Memory, Terrace, WriteBatch};
+    /// # let directory = tempfile::tempdir()?;
+    /// let terrace = Terrace::builder()
+    ///     .memory(Memory::bytes(64 << 20))
+    ///     .journal(Journal::at(directory.path().join("journal")))
+    ///     .build()
+    ///     .await?;
+    /// let orders = terrace
+    ///     .space::<u64, String>("order")
+    ///     .writer(|batch: WriteBatch<u64, String>| async move {
+    ///         for write in batch {
+    ///             // INSERT … ON CONFLICT …, with write.id to tell a repeat from a new write
+    ///             let _ = (write.key, write.change, write.id);
+    ///         }
+    ///         Ok::<_, std::io::Error>(())
+    ///     })
+    ///     .build()?;
+    ///
+    /// orders.insert_behind(&7, "tea".to_owned()).acknowledge(Acknowledge::Synced).await?;
+    /// assert_eq!(orders.get(&7).await?.as_deref().map(String::as_str), Some("tea"));
+    /// orders.flush().await?; // the source has it now
+    /// assert!(terrace.close().await);
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "disk")]
+    pub fn insert_behind<'a>(&'a self, key: &'a K, value: V) -> InsertBehind<'a, K, V> {
+        InsertBehind::new(self, key, value)
+    }
+
+    /// The same for a removal: from when it is acknowledged the key is absent, until the source has
+    /// heard of it and beyond.
+    #[cfg(feature = "disk")]
+    pub fn remove_behind<'a>(&'a self, key: &'a K) -> RemoveBehind<'a, K, V> {
+        RemoveBehind::new(self, key)
+    }
+
+    /// Waits until everything that was acknowledged in this space before, by whichever process
+    /// with the same journal, is in the source, or a dead letter.
+    ///
+    /// As long as the source is away, so long does this wait: put it under a deadline.
+    ///
+    /// # Errors
+    /// The space has no journal, it cannot be read, or the cache is closed.
+    #[cfg(feature = "disk")]
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.core.core.check_open()?;
+        let behind = self.core.behind().ok_or(Error::NoJournal)?;
+        behind.journal.flush(&*self.core.core.runtime, &behind.space).await
+    }
+
+    /// Up to `limit` writes that were tried too often, the oldest first. They stay in the journal
+    /// until they are [replayed](Space::replay) or [dropped](Space::drop_dead_letter), or a newer
+    /// write of their key takes their place. Reads do not see them: they get what the source has.
+    ///
+    /// # Errors
+    /// The space has no journal or no writer, or the journal cannot be read.
+    #[cfg(feature = "disk")]
+    pub fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter<K, V>>, Error> {
+        behind::dead_letters(self, limit)
+    }
+
+    /// Has a dead letter tried again, as often as a new write, with the same id; says whether it
+    /// was there. Reads see it from then on.
+    ///
+    /// # Errors
+    /// The space has no journal, it cannot be written, or the cache is closed.
+    #[cfg(feature = "disk")]
+    pub async fn replay(&self, id: WriteId) -> Result<bool, Error> {
+        behind::replay(&self.core, id).await
+    }
+
+    /// Drops a dead letter; says whether it was there.
+    ///
+    /// # Errors
+    /// As for [`Space::replay`].
+    #[cfg(feature = "disk")]
+    pub async fn drop_dead_letter(&self, id: WriteId) -> Result<bool, Error> {
+        behind::bury(&self.core, id).await
     }
 
     /// Stores `value` unless a fresh one is there; says whether it did.
@@ -386,6 +538,8 @@ pub struct SpaceBuilder<K: ToOwned + ?Sized, V> {
     codec: Codec,
     schema: Option<u64>,
     probe: Option<Probe<K>>,
+    source: Option<Source<K, V>>,
+    write_behind: WriteBehind,
     value: PhantomData<fn() -> V>,
 }
 
@@ -408,6 +562,8 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
             codec: Codec::default(),
             schema: None,
             probe: None,
+            source: None,
+            write_behind: WriteBehind::default(),
             value: PhantomData,
         }
     }
@@ -571,6 +727,63 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
         self
     }
 
+    /// How the space writes to its source: given batches, in the order in which they were called
+    /// for, and no key twice in one. For [`insert_through`](Space::insert_through),
+    /// [`insert_around`](Space::insert_around) and [`insert_behind`](Space::insert_behind). The
+    /// first opening of a space with a writer decides who writes behind.
+    ///
+    /// A batch may be given again, in part or as a whole, if the writer fails, panics, takes longer
+    /// than its [deadline](WriteBehind::deadline) or does not live to answer: a source that must
+    /// not apply a write twice remembers the [ids](Write::id) that it has seen. A newer write of a
+    /// key is never given before the older one is done with.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::collections::HashMap;
+    /// # use std::sync::{Arc, Mutex};
+    /// # use terrace::{Change, Memory, Terrace, WriteBatch};
+    /// # let terrace = Terrace::builder().memory(Memory::bytes(1 << 20)).build().await?;
+    /// let table = Arc::new(Mutex::new(HashMap::new())); // what the source is
+    /// let source = Arc::clone(&table);
+    /// let prices = terrace
+    ///     .space::<str, u64>("price")
+    ///     .writer(move |batch: WriteBatch<str, u64>| {
+    ///         let source = Arc::clone(&source);
+    ///         async move {
+    ///             let mut source = source.lock().map_err(|_| "the source is broken")?;
+    ///             for write in batch {
+    ///                 match write.change {
+    ///                     Change::Insert(price) => source.insert(write.key, price),
+    ///                     Change::Remove => source.remove(&write.key),
+    ///                 };
+    ///             }
+    ///             Ok::<_, &str>(())
+    ///         }
+    ///     })
+    ///     .build()?;
+    /// prices.insert_through("apple", 17).await?;
+    /// assert_eq!(table.lock().unwrap().get("apple"), Some(&17));
+    /// # Ok(()) }
+    /// ```
+    pub fn writer<F, Fut, E>(mut self, write: F) -> Self
+    where
+        K: 'static,
+        K::Owned: Serialize + DeserializeOwned + Send,
+        F: Fn(WriteBatch<K, V>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: LoaderFailure,
+    {
+        self.source = Some(Source::new(write));
+        self
+    }
+
+    /// How large batches are, how long writes wait for them, and what happens when the writer
+    /// fails.
+    pub fn write_behind(mut self, settings: WriteBehind) -> Self {
+        self.write_behind = settings;
+        self
+    }
+
     /// Opens a space of values that serde knows.
     ///
     /// # Errors
@@ -629,6 +842,11 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
                 "a strict space has nothing stale: leave out stale_for",
             ));
         }
+        if self.source.is_some() && codec.is_none() {
+            return Err(BuildError::Setting(
+                "a writer needs values that can be encoded: use build or build_raw",
+            ));
+        }
         let identity = Identity {
             tenant: String::new(),
             space: self.name,
@@ -636,7 +854,13 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
             value: TypeId::of::<V>(),
         };
         let core = self.core.spaces.open(&self.core, identity, self.policy, self.codec);
-        Ok(Space { core, codec, probe: self.probe })
+        let settings = self.write_behind;
+        let source = self.source.map(|source| Arc::new(source.with(settings)));
+        #[cfg(feature = "disk")]
+        if let (Some(source), Some(codec)) = (&source, codec) {
+            behind::begin(&core, codec, source, K::KIND);
+        }
+        Ok(Space { core, codec, probe: self.probe, source })
     }
 }
 
@@ -668,6 +892,9 @@ pub(crate) struct SpaceCore {
 pub(crate) struct SpaceState {
     pub(crate) mode: AtomicU8,
     loads: OnceLock<Bulkhead>,
+    /// What is written behind.
+    #[cfg(feature = "disk")]
+    pub(crate) behind: OnceLock<Behind>,
 }
 
 impl SpaceCore {
@@ -683,6 +910,20 @@ impl SpaceCore {
     pub(crate) fn loads(&self) -> Option<&Bulkhead> {
         let most = self.policy.max_loads?;
         Some(self.state.loads.get_or_init(|| Bulkhead::new(most)))
+    }
+
+    /// How what is written behind is kept, if it is.
+    #[cfg(feature = "disk")]
+    pub(crate) fn behind(&self) -> Option<&Behind> {
+        self.state.behind.get()
+    }
+
+    /// Whether there may be something above the tiers that is newer than they are.
+    pub(crate) fn has_journal(&self) -> bool {
+        #[cfg(feature = "disk")]
+        return self.state.behind.get().is_some();
+        #[cfg(not(feature = "disk"))]
+        false
     }
 
     /// The key's bytes, if it can be used and the cache is open.

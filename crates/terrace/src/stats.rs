@@ -28,6 +28,34 @@ pub struct Stats {
     pub loads_running: u64,
     /// Loads that wait for a permit now.
     pub loads_queued: u64,
+    /// What is written behind; nothing if the cache has no journal.
+    pub journal: Option<JournalStats>,
+}
+
+/// What is in the journal, and what this process did with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JournalStats {
+    /// Writes that are not in the source yet.
+    pub depth: u64,
+    /// Writes that failed too often, and wait for somebody to decide.
+    pub dead_letters: u64,
+    /// Bytes of the keys and values of both.
+    pub bytes: u64,
+    /// How long ago the oldest write was called for that is not in the source yet.
+    pub lag: Duration,
+    /// The longest that a write took from its call to the source, as far as this process wrote it.
+    pub largest_lag: Duration,
+    /// Writes that this process has written to the source.
+    pub written: u64,
+    /// Writes that a newer one of their key has taken the place of, as far as this process knows.
+    pub superseded: u64,
+    /// Calls of the writer that failed.
+    pub failures: u64,
+    /// Writes that became dead letters here.
+    pub died: u64,
+    /// How often a caller looked for room in vain.
+    pub waited: u64,
 }
 
 /// What happened in one tier.

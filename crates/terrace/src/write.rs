@@ -234,7 +234,6 @@ async fn insert<V: Send + Sync + 'static>(
     unwritten: Tiers,
 ) -> Result<Settled, Error> {
     let _underway = space.core.begin()?;
-    let unwritten = if space.mode() == Mode::Off { Tiers::ALL } else { unwritten };
     if entries.is_empty() {
         return Ok(Settled::Settled);
     }
@@ -243,6 +242,18 @@ async fn insert<V: Send + Sync + 'static>(
         .into_iter()
         .map(|(wanted, value)| Ok((wanted, encode_first(space, codec, value)?)))
         .collect::<Result<Vec<_>, Error>>()?;
+    insert_encoded(space, codec, entries, options, unwritten).await
+}
+
+/// The same for what is encoded.
+pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: Option<ValueCodec<V>>,
+    entries: Vec<(Wanted, Encoded<V>)>,
+    options: EntryOptions,
+    unwritten: Tiers,
+) -> Result<Settled, Error> {
+    let unwritten = if space.mode() == Mode::Off { Tiers::ALL } else { unwritten };
     let names =
         entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(wanted.name(space)))).collect();
     let invalidated = space.core.invalidate(names).await;
@@ -506,7 +517,7 @@ pub(crate) fn prepare<V>(
     make(space, Encoded { value, bytes }, options)
 }
 
-fn encode_first<V>(
+pub(crate) fn encode_first<V>(
     space: &SpaceCore,
     codec: Option<ValueCodec<V>>,
     value: V,
@@ -611,7 +622,7 @@ pub(crate) fn index_of(core: &Core, tier: &OpenTier) -> usize {
 }
 
 /// How long a writer waits for another one of the same key.
-const WRITERS_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const WRITERS_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     insert: Insert<'_, K, V>,

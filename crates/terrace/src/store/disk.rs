@@ -10,7 +10,7 @@
 //! Rows are found by a 64-bit hash of their key as the integer primary key, with
 //! the full key beside it and compared; the file format is in docs/format.md.
 
-mod connection;
+pub(crate) mod connection;
 mod ledger;
 mod writer;
 
@@ -112,7 +112,7 @@ impl DiskStore {
         // hold one while another one makes the file.
         static OPENING: Mutex<()> = Mutex::new(());
         let opening = OPENING.lock();
-        let path = connection::prepare(&settings.directory)?;
+        let path = connection::prepare(&settings.directory, DATABASE)?;
         let connection = connection::open_database(&path)?;
         drop(opening);
         let evicted = Arc::new(AtomicU64::new(0));
@@ -319,15 +319,15 @@ fn row_id(text: &str) -> i64 {
 }
 
 /// SQLite's integers are signed; ours of this kind never are.
-fn unsigned(value: i64) -> u64 {
+pub(crate) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn failed(doing: &'static str, error: rusqlite::Error) -> StoreError {
+pub(crate) fn failed(doing: &'static str, error: rusqlite::Error) -> StoreError {
     use rusqlite::ErrorCode as Code;
     let kind = match error.sqlite_error_code() {
         Some(Code::DatabaseBusy | Code::DatabaseLocked | Code::CannotOpen | Code::ReadOnly) => {

@@ -137,7 +137,9 @@ fn tier<V>(answer: &Cached<V>) -> Tier {
     match answer.source() {
         terrace::Source::Memory => Tier::Memory,
         terrace::Source::Tier(_) => Tier::Disk,
-        terrace::Source::Loader | terrace::Source::Default => Tier::Source,
+        terrace::Source::Journal | terrace::Source::Loader | terrace::Source::Default => {
+            Tier::Source
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::DATABASE;
 use crate::error::BuildError;
 
 /// Marks the file as ours: "TRRC".
@@ -30,13 +29,13 @@ pub fn sqlite_version() -> &'static str {
     rusqlite::version()
 }
 
-/// Makes the directory and an empty database file, both for their owner alone.
-pub(super) fn prepare(directory: &Path) -> Result<PathBuf, BuildError> {
+/// Makes the directory and an empty database file in it, both for their owner alone.
+pub(crate) fn prepare(directory: &Path, database: &str) -> Result<PathBuf, BuildError> {
     // SQLite follows no link in the whole path; those to the directory are the user's.
     let directory = &create_directory(directory)
         .and_then(|()| fs::canonicalize(directory))
         .map_err(|error| BuildError::directory(directory, "create or enter it", error))?;
-    let path = directory.join(DATABASE);
+    let path = directory.join(database);
     create_file(&path)
         .map_err(|error| BuildError::directory(&path, "open it for writing", error))?;
     Ok(path)
@@ -108,7 +107,7 @@ pub(super) fn settings(connection: &Connection) -> rusqlite::Result<Vec<(&'stati
     Ok(settings)
 }
 
-enum OpenError {
+pub(crate) enum OpenError {
     Sqlite(rusqlite::Error),
     Foreign,
     Newer(i32),
@@ -167,22 +166,22 @@ fn open_tables(path: &Path) -> Result<Connection, OpenError> {
 }
 
 /// What a file is, before anything is done to it.
-struct Found {
+pub(crate) struct Found {
     pages: i64,
-    application: i32,
-    version: i32,
+    pub(crate) application: i32,
+    pub(crate) version: i32,
     tables: i64,
 }
 
 impl Found {
     /// A database without tables is nobody's. Two processes may open a new one at once,
     /// and one of them see what the other has begun.
-    fn is_blank(&self) -> bool {
+    pub(crate) fn is_blank(&self) -> bool {
         self.application == 0 && self.tables == 0
     }
 }
 
-fn look(connection: &Connection) -> rusqlite::Result<Found> {
+pub(crate) fn look(connection: &Connection) -> rusqlite::Result<Found> {
     // All at one instant: another process may be making the tables just now.
     let transaction = connection.unchecked_transaction()?;
     let number = |name: &str| transaction.pragma_query_value(None, name, |row| row.get(0));
@@ -200,7 +199,7 @@ fn look(connection: &Connection) -> rusqlite::Result<Found> {
 ///
 /// SQLite does not wait for others here, because two that switch at once would wait
 /// for each other; the one that is told so tries again.
-fn begin_wal(connection: &Connection) -> rusqlite::Result<()> {
+pub(crate) fn begin_wal(connection: &Connection) -> rusqlite::Result<()> {
     const PAUSE: Duration = Duration::from_millis(10);
     let mut left = BUSY.as_millis() / PAUSE.as_millis();
     connection.busy_timeout(Duration::ZERO)?;
@@ -255,7 +254,7 @@ CREATE TABLE IF NOT EXISTS counter (
 CREATE INDEX IF NOT EXISTS counter_expires ON counter (expires);
 ";
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // No URI, no symbolic link at the end of the path, and never a new file: the
     // file exists already, with the permissions that it must have.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
