@@ -44,12 +44,15 @@ mod compress;
 mod core;
 mod entry;
 pub mod error;
+mod event;
 mod fill;
 mod flight;
 pub mod frame;
 pub mod freshness;
+mod glob;
 mod group;
 mod guard;
+mod implied;
 pub mod key;
 mod lease;
 pub mod ledger;
@@ -69,7 +72,10 @@ pub mod schema;
 mod space;
 mod stats;
 pub mod store;
+mod sweep;
+mod target;
 mod tier;
+mod tracking;
 mod waits;
 mod write;
 
@@ -81,6 +87,7 @@ pub use compress::Compression;
 pub use core::Ticket;
 pub use entry::{Cached, Source};
 pub use error::{BuildError, Error, LoadError};
+pub use event::Event;
 pub use guard::{Breaker, BreakerState};
 pub use load::Load;
 pub use loaded::Loaded;
@@ -91,8 +98,11 @@ pub use stats::{GuardStats, SpaceStats, Stats, TierHealth, TierStats, Times, Tra
 pub use store::disk::{Disk, DiskStore};
 #[cfg(feature = "redis")]
 pub use store::redis::{Redis, RedisStore};
+pub use sweep::{RemovePattern, Removed};
+pub use target::Target;
 pub use terrace_memory::Eviction;
 pub use tier::Tier;
+pub use tracking::Dependency;
 pub use write::{Insert, Settled};
 
 /// The examples of the project's front page.
@@ -104,6 +114,11 @@ struct Readme;
 #[cfg(all(doctest, feature = "disk", feature = "redis"))]
 #[doc = include_str!("../../../docs/redis.md")]
 struct RedisPage;
+
+/// The examples of docs/invalidation.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/invalidation.md")]
+struct Invalidation;
 
 /// The examples of docs/loading.md.
 #[cfg(doctest)]
