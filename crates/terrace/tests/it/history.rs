@@ -157,7 +157,8 @@ impl Stage {
         };
         match self.built.get_or_load(&key, load).await {
             Ok(found) => look.saw(seen(key, Some(&found))),
-            Err(LoadError::Loader(_)) => look.saw(Seen::NotFound),
+            // Whoever shares a load that fails gets its error, whatever it had read.
+            Err(LoadError::Loader(_)) => drop(look),
             Err(error) => panic!("{key}: {error}"),
         }
         self.built_reads.fetch_add(1, Ordering::Relaxed);
