@@ -1,5 +1,6 @@
 //! A **call**: a read that somebody awaits, with a loader or without.
 
+use std::cell::LazyCell;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -589,11 +590,9 @@ where
 pub(crate) fn board(space: &Arc<SpaceCore>, key: KeyRef<'_>, must_be_new: bool) -> Joined {
     let core = &space.core;
     core.flights.join(key, must_be_new, |departure| {
-        departure.ticket != core.ticket() && {
-            let (name, tags) = (space.name_of(key.bytes), &departure.tags);
-            let names = Names { key: &name, space: &space.name, tags };
-            !core.permits(departure.ticket, || names)
-        }
+        let name = LazyCell::new(|| space.name_of(key.bytes));
+        let names = || Names { key: &name, space: &space.name, tags: &departure.tags };
+        !core.permits(departure.ticket, names)
     })
 }
 

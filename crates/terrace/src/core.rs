@@ -599,7 +599,8 @@ impl Core {
     }
 
     /// The ledger's position and the pending names, as a load knows them that
-    /// begins now.
+    /// begins now. Not for comparing with a ticket of before: it may be of an earlier position
+    /// than others that were taken already.
     pub(crate) fn ticket(&self) -> Ticket {
         // The epoch first: a name that is added between must not be missed.
         let epoch = self.pending.epoch();
