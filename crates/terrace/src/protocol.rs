@@ -259,7 +259,8 @@ impl Marks {
     /// The last line that named a prefix of `key`. However many prefixes there are, few are looked
     /// at: each step leaves only those that begin as the last one and the key do.
     fn last_prefix(&self, key: &str) -> u64 {
-        let (mut last, mut rest) = (0, key);
+        // The empty prefix is one of every key.
+        let (mut last, mut rest) = (self.prefixes.get("").copied().unwrap_or(0), key);
         while !rest.is_empty() {
             let upto = (Bound::Unbounded, Bound::Included(rest));
             let Some((prefix, &number)) = self.prefixes.range::<str, _>(upto).next_back() else {
@@ -503,5 +504,52 @@ impl Record {
             // tickets, so that leases under other names may run out by themselves.
             Name::Set(_) | Name::Tag(_) | Name::Space(_) | Name::Prefix(_) | Name::Everything => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However few are looked at, the answer is that of looking at all.
+    #[test]
+    fn the_last_prefix_of_a_key_is_found() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut text = |most: usize| -> String {
+            let letters = ['a', 'b', ':', '%', 'é'];
+            (0..random.usize(0..=most)).map(|_| letters[random.usize(0..letters.len())]).collect()
+        };
+        let mut found = 0;
+        for _ in 0..2_000 {
+            let start = Stamp { incarnation: 1, number: 0 };
+            let mut marks = Marks::starting_at(start, Limits::default());
+            for number in 1..=12 {
+                marks.apply(&Line { number, name: Name::Prefix(text(5).into()) });
+            }
+            for _ in 0..20 {
+                let key = text(8);
+                let named = marks.prefixes.iter().filter(|(prefix, _)| key.starts_with(&***prefix));
+                let last = named.map(|(_, number)| *number).fold(0, u64::max);
+                assert_eq!(marks.last_prefix(&key), last, "{key:?} in {:?}", marks.prefixes);
+                found += u32::from(last > 0);
+            }
+        }
+        assert!(found > 1_000, "{found}");
+    }
+
+    #[test]
+    fn the_newest_names_are_kept_and_the_others_count_as_named() {
+        let start = Stamp { incarnation: 1, number: 0 };
+        let mut marks = Marks::starting_at(start, Limits { keys: 1, names: 16 });
+        for number in 1..=1_000 {
+            marks.apply(&Line { number, name: Name::Tag(format!(":tag {number}").into()) });
+            assert!(marks.tags.len() <= 18);
+            assert_eq!(marks.floor + marks.tags.len() as u64, number);
+        }
+        let tags = [Arc::from(":other")];
+        let names = Names { key: ":s:k", space: ":s", tags: &tags };
+        let standing = |number| marks.standing(Stamp { number, ..start }, &names);
+        assert_eq!(standing(marks.floor - 1), Standing::Unknown);
+        assert_eq!(standing(marks.floor), Standing::Good);
     }
 }
