@@ -163,7 +163,7 @@ tuple_keys!(A.0, B.1, C.2, D.3);
 /// use terrace::key::{KeyBuffer, KeyPrefix};
 ///
 /// let mut buffer = KeyBuffer::default();
-/// ("emission", 2023).encode_prefix(&mut buffer);
+/// ("emission".to_owned(), 2023_u16).encode_prefix(&mut buffer);
 /// assert_eq!(buffer.as_bytes(), b"emission:2023:");
 /// ```
 pub trait KeyPrefix {
