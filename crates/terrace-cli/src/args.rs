@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Get(Get),
     /// Store a value under a key
     Set(Set),
+    /// Invalidate keys, tags, prefixes or spaces, for every process that shares the cache
+    Invalidate(Invalidate),
     /// List what a cache directory holds
     Inspect(Inspect),
     /// Sum up what a cache directory holds
@@ -178,6 +180,64 @@ pub(crate) struct Set {
     /// A tag by which it can be invalidated with others; may be given again
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,
+}
+
+/// Invalidate keys, tags, prefixes or spaces, for every process that shares the cache.
+///
+/// Writes to the cache's ledger: a cache with a Redis tier keeps it there, and hears of nothing that
+/// is written to a directory's. What is named need not be there. A key that is a tuple is written
+/// with `:` between its parts.
+#[derive(Args, Debug)]
+#[command(after_help = help_with!(
+    "  terrace invalidate key user:1 user:2 --dir /tmp/cache
+  terrace invalidate tag country:CH --url redis://127.0.0.1:6379
+  terrace invalidate prefix 2023: --space emission --dir /tmp/cache
+  TERRACE_REDIS=redis://127.0.0.1 terrace invalidate space airport
+"
+))]
+pub(crate) struct Invalidate {
+    /// What the names are
+    pub(crate) what: What,
+
+    /// What is invalidated
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+
+    /// The space of keys and prefixes; that of dynamic keys unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) space: Option<String>,
+
+    /// The cache directory, if the cache has no Redis tier
+    #[arg(long, value_name = "DIR", env = "TERRACE_DIR")]
+    pub(crate) dir: Option<PathBuf>,
+
+    /// The Redis or Valkey server, if the cache has one
+    #[arg(long, value_name = "URL", env = "TERRACE_REDIS", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+
+    /// What every key of the Redis tier begins with
+    #[arg(long, value_name = "TEXT", default_value = "terrace:", value_parser = one_word)]
+    pub(crate) prefix: String,
+}
+
+/// What a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    Key,
+    Tag,
+    Prefix,
+    Space,
+}
+
+impl What {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Tag => "tag",
+            Self::Prefix => "prefix",
+            Self::Space => "space",
+        }
+    }
 }
 
 /// List what a cache directory holds.

@@ -5,6 +5,7 @@ mod demo;
 mod get;
 mod health;
 mod inspect;
+mod invalidate;
 mod set;
 mod stats;
 
@@ -21,6 +22,7 @@ pub(crate) fn run(command: &Command, output: &mut Output) -> Result<(), Failure>
         Command::Demo(args) => demo::run(args, output),
         Command::Get(args) => small_runtime()?.block_on(get::run(args, output)),
         Command::Set(args) => small_runtime()?.block_on(set::run(args, output)),
+        Command::Invalidate(args) => small_runtime()?.block_on(invalidate::run(args, output)),
         Command::Inspect(args) => small_runtime()?.block_on(inspect::run(args, output)),
         Command::Stats(args) => small_runtime()?.block_on(stats::run(args, output)),
         Command::Health(args) => small_runtime()?.block_on(health::run(args, output)),

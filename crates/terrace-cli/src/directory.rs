@@ -43,6 +43,13 @@ pub(crate) async fn existing_cache(directory: &Path) -> Result<Terrace, Failure>
     Ok(Terrace::builder().tier("disk", disk).build().await?)
 }
 
+/// The same for invalidating: whatever may have been built from something is reached.
+pub(crate) async fn tracked_cache(directory: &Path) -> Result<Terrace, Failure> {
+    must_exist(directory)?;
+    let disk = Disk::at(directory).max_bytes(u64::MAX);
+    Ok(Terrace::builder().tracked().tier("disk", disk).build().await?)
+}
+
 /// Opening a cache makes one where none is: whoever only wants to look must not.
 fn must_exist(directory: &Path) -> Result<(), Failure> {
     let shown = directory.display();
@@ -189,9 +196,9 @@ impl Directory {
         match (standing, judge(life, standing, now)) {
             (Standing::Named, _) => State::Invalidated,
             (Standing::Unknown, _) => State::Untrusted,
-            (Standing::Good, Freshness::Fresh | Freshness::Aging) => State::Fresh,
-            (Standing::Good, Freshness::Stale) => State::Stale,
-            (Standing::Good, Freshness::Dead) => State::Expired,
+            (_, Freshness::Fresh | Freshness::Aging) => State::Fresh,
+            (_, Freshness::Stale) => State::Stale,
+            (_, Freshness::Dead) => State::Expired,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::codec::Codec;
 use crate::core::{APPENDED_AT_ONCE, Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
+use crate::event::{Event, Events};
 use crate::flight::Flights;
 use crate::group::Group;
 use crate::guard::within;
@@ -29,6 +30,7 @@ use crate::runtime::{Runtime, Tokio};
 use crate::space::{Identity, Spaces};
 use crate::store::{Scope, StoreError, StoreErrorKind};
 use crate::tier::{OpenTier, Tier};
+use crate::tracking::Undropped;
 use terrace_memory::Eviction;
 
 /// Settings of the memory tier.
@@ -115,6 +117,7 @@ impl Default for Memory {
 pub struct Builder {
     memory: Option<Memory>,
     tiers: Vec<(String, Tier)>,
+    events: Vec<Event>,
     policy: Policy,
     max_loads: Option<usize>,
     max_isolated: Option<Duration>,
@@ -140,6 +143,20 @@ impl Builder {
     /// How long entries are fresh where their space says nothing: 5 minutes unless set.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.policy.ttl = Some(ttl);
+        self
+    }
+
+    /// Declares what is invalidated when something happens.
+    pub fn event(mut self, event: Event) -> Self {
+        self.events.push(event);
+        self
+    }
+
+    /// Has what is built from entries of any space depend on them: see
+    /// [`SpaceBuilder::tracked`](crate::SpaceBuilder::tracked). Dynamic keys are tracked in no other
+    /// way.
+    pub fn tracked(mut self) -> Self {
+        self.policy.is_tracked = true;
         self
     }
 
@@ -188,6 +205,7 @@ impl Builder {
         if self.memory.is_none() && self.tiers.is_empty() {
             return Err(BuildError::NoTier);
         }
+        let events = Events::declared(self.events)?;
         let runtime: Arc<dyn Runtime> = match self.runtime {
             Some(runtime) => runtime,
             None => Arc::new(Tokio::current().ok_or(BuildError::NoRuntime)?),
@@ -220,6 +238,8 @@ impl Builder {
             retries: Retries::new(),
             loads: Bulkhead::new(self.max_loads.unwrap_or(MOST_LOADS)),
             spaces: Spaces::new(tiers.len() + 1),
+            events,
+            undropped: Undropped::default(),
             clock,
             steady_wall: SteadyWall::default(),
             runtime,

@@ -11,12 +11,16 @@ use crate::call::{Get, GetOrLoad};
 use crate::codec::ValueCodec;
 use crate::core::{CLOSING, Closed, Core};
 use crate::error::{Error, LoaderFailure};
+use crate::event;
+use crate::implied;
 use crate::key::tag_name;
 use crate::ledger::Name;
 use crate::load::Load;
 use crate::removal;
 use crate::space::{SpaceBuilder, SpaceCore};
 use crate::stats::{Stats, TierHealth};
+use crate::sweep::RemovePattern;
+use crate::target::{self, Target};
 use crate::write::{self, Insert, Settled};
 
 /// A cache of several tiers. Cloning it is cheap; all clones are the same cache.
@@ -244,6 +248,112 @@ impl Terrace {
     pub async fn invalidate_tag(&self, tag: &str) -> Result<Settled, Error> {
         let _underway = self.core.begin()?;
         let name = Name::Tag(tag_name("", tag));
+        Ok(self.core.invalidate(vec![name]).await.settled)
+    }
+
+    /// Invalidates every dynamic key that begins with `prefix`, as text.
+    ///
+    /// Costs one exchange with the ledger, however many entries there are; nothing is searched
+    /// for, and what is dead leaves as room is needed. Of keys whose text is longer than 200 bytes
+    /// only the hash is known below memory: all of the space's go along.
+    ///
+    /// # Errors
+    /// The prefix is longer than a key can be, or the cache is closed.
+    pub async fn invalidate_prefix(&self, prefix: &str) -> Result<Settled, Error> {
+        removal::invalidate_prefix(&self.dynamic, prefix).await
+    }
+
+    /// Removes every dynamic key that matches `pattern`, from every tier and for every process that
+    /// shares the authority; await it. See [`Space::remove_pattern`](crate::Space::remove_pattern).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// for key in ["user:1:cart", "user:2:cart", "user:2:name"] {
+    ///     terrace.set(key, &1).await?;
+    /// }
+    /// let carts = "user:*:cart";
+    /// let would = terrace.remove_pattern(carts).dry_run().await?;
+    /// assert_eq!(would.entries, [("memory".into(), 2)]);
+    ///
+    /// terrace.remove_pattern(carts).await?;
+    /// assert!(!terrace.exists("user:1:cart").await?);
+    /// assert!(terrace.exists("user:2:name").await?);
+    /// # Ok(()) }
+    /// ```
+    pub fn remove_pattern<'a>(&'a self, pattern: &'a str) -> RemovePattern<'a> {
+        RemovePattern::new(&self.dynamic, pattern)
+    }
+
+    /// Invalidates all of these, in one exchange with the ledger: what is said with names alone,
+    /// whether its space is open here or not.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// use terrace::Target;
+    ///
+    /// terrace.set("user:1", &"Ada".to_owned()).await?;
+    /// terrace.invalidate_all([Target::prefix("", "user:"), Target::tag("users")]).await?;
+    /// assert!(!terrace.exists("user:1").await?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A key or a tag cannot be one; nothing is invalidated then. The cache is closed.
+    pub async fn invalidate_all(
+        &self,
+        targets: impl IntoIterator<Item = Target>,
+    ) -> Result<Settled, Error> {
+        target::invalidate(&self.core, targets).await
+    }
+
+    /// Invalidates what `event` [says](crate::Event), with these parameters.
+    ///
+    /// Keys, tags and prefixes cost one exchange with the ledger together; each pattern costs a
+    /// [removal](crate::Space::remove_pattern) of its own.
+    ///
+    /// # Errors
+    /// The event was not declared, a parameter is missing, or what they make cannot be a key, a tag
+    /// or a pattern: nothing is invalidated then. A tier could not be searched for a pattern. The
+    /// cache is closed.
+    pub async fn raise<'a, V: Into<String>>(
+        &self,
+        event: &'a str,
+        parameters: impl IntoIterator<Item = (&'a str, V)>,
+    ) -> Result<Settled, Error> {
+        event::raise(&self.core, event, parameters).await
+    }
+
+    /// Has every entry that carries `tag`, in every space and process, loaded again by the next
+    /// read, while what is there stays at hand for when that fails or is slow, for as long as its
+    /// space [allows](crate::SpaceBuilder::stale_for); where it allows nothing stale, the entry is
+    /// gone.
+    ///
+    /// Costs one line, however many entries there are. For values that may be a little out of
+    /// date: what is being loaded meanwhile is stored, and loaded again by the read after.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::time::Duration;
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// let rates = terrace.space::<str, f64>("rate").stale_for(Duration::from_secs(60)).build()?;
+    /// rates.insert("CHF", 1.07).tags(["ecb"]).await?;
+    ///
+    /// terrace.mark_stale_tag("ecb").await?;
+    /// assert!(rates.get("CHF").await?.is_none());
+    /// // The source is down: the rate of before has to do.
+    /// let rate = rates.get_or_load("CHF", |_| async { Err::<f64, _>(std::io::Error::other("down")) });
+    /// let rate = rate.await?;
+    /// assert!(*rate == 1.07 && rate.is_stale());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The cache is closed.
+    pub async fn mark_stale_tag(&self, tag: &str) -> Result<Settled, Error> {
+        let _underway = self.core.begin()?;
+        let name = Name::Tag(implied::stale(&tag_name("", tag)));
         Ok(self.core.invalidate(vec![name]).await.settled)
     }
 

@@ -1,5 +1,6 @@
 //! A **call**: a read that somebody awaits, with a loader or without.
 
+use std::cell::LazyCell;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,6 +25,7 @@ use crate::read::{self, Found, Known, Unflushed, Wanted};
 use crate::runtime::{BoxFuture, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::{bump, is_sampled, sample_next};
+use crate::tracking;
 use crate::waits::{self, Wait};
 use crate::write::EntryOptions;
 
@@ -84,7 +86,21 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Future for Get<'_, K, V> {
     type Output = Result<Option<Cached<V>>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
+        let answer = ready!(self.poll_answer(context));
+        if self.space.is_tracked {
+            let found = answer.as_ref().ok().and_then(Option::as_ref);
+            let mut buffer = KeyBuffer::default();
+            let key = self.key.encode(&mut buffer);
+            tracking::note(self.space, key, found.map(|cached| &cached.entry.meta));
+        }
+        Poll::Ready(answer)
+    }
+}
+
+impl<K: Key + ?Sized, V: Send + Sync + 'static> Get<'_, K, V> {
+    #[inline]
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Cached<V>>, Error>> {
+        let this = self;
         if let Some(below) = &mut this.below {
             return below.as_mut().poll(context);
         }
@@ -333,7 +349,15 @@ where
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.plain_hit() {
             Some(hit) => Poll::Ready(Ok(hit)),
-            None => self.poll_further(context),
+            None => {
+                let answer = ready!(self.poll_further(context));
+                if self.space.is_tracked {
+                    let found = answer.as_ref().ok().map(|cached| &cached.entry.meta);
+                    let mut buffer = KeyBuffer::default();
+                    tracking::note(self.space, self.key.encode(&mut buffer), found);
+                }
+                Poll::Ready(answer)
+            }
         }
     }
 }
@@ -355,7 +379,8 @@ where
         let is_plain = matches!(self.waiting, Waiting::Nothing)
             && self.options.is_none()
             && self.probe.is_none()
-            && !space.confirms;
+            && !space.confirms
+            && !space.is_tracked;
         if !is_plain {
             return None;
         }
@@ -572,11 +597,9 @@ where
 pub(crate) fn board(space: &Arc<SpaceCore>, key: KeyRef<'_>, must_be_new: bool) -> Joined {
     let core = &space.core;
     core.flights.join(key, must_be_new, |departure| {
-        departure.ticket != core.ticket() && {
-            let (name, tags) = (space.name_of(key.bytes), &departure.tags);
-            let names = Names { key: &name, space: &space.name, tags };
-            !core.permits(departure.ticket, || names)
-        }
+        let name = LazyCell::new(|| space.name_of(key.bytes));
+        let names = || Names { key: &name, space: &space.name, tags: &departure.tags };
+        !core.permits(departure.ticket, names)
     })
 }
 

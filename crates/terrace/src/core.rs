@@ -15,9 +15,11 @@ use crate::bulkhead::Bulkhead;
 use crate::clock::{AnyClock, Moment, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
+use crate::event::Events;
 use crate::flight::{Flights, Underway};
 use crate::group::{self, Group, Together};
 use crate::guard::{is_refusal, within};
+use crate::implied;
 #[cfg(feature = "disk")]
 use crate::journal::{Left, OpenJournal};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
@@ -30,7 +32,9 @@ use crate::runtime::{BoxFuture, Runtime, in_task, unless};
 use crate::space::{SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierHealth, TierStats, TrafficSum};
 use crate::store::{Health, Scope, StoreError, StoreErrorKind, Usage};
+use crate::sweep::{self, Swept};
 use crate::tier::OpenTier;
+use crate::tracking::Undropped;
 use crate::write::Settled;
 
 /// The memory tier's engine, as the cache uses it.
@@ -49,6 +53,8 @@ pub(crate) struct Core {
     /// How many loads run at once.
     pub(crate) loads: Bulkhead,
     pub(crate) spaces: Spaces,
+    pub(crate) undropped: Undropped,
+    pub(crate) events: Events,
     pub(crate) clock: AnyClock,
     pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
@@ -239,13 +245,27 @@ impl Core {
 
     #[cold]
     fn standing_by_names(&self, space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> Standing {
-        if !meta.details().is_hashed {
-            return self.mirror.standing(meta.stamp, &space.name, &meta.details().tags, || {
-                key_name(&space.name, key.bytes)
-            });
+        let details = meta.details();
+        if !details.is_hashed {
+            let seen = Stamp { number: details.stood_at(), ..meta.stamp };
+            let is_known = if details.tags.is_empty() {
+                self.mirror.is_undisturbed_but_by_tags(meta.stamp)
+            } else {
+                self.mirror.is_undisturbed(seen)
+            };
+            if is_known {
+                return Standing::Good;
+            }
+            let name = || key_name(&space.name, key.bytes);
+            let (standing, position) =
+                self.mirror.standing(meta.stamp, &space.name, &details.tags, name);
+            if standing == Standing::Good {
+                meta.stands_at(position);
+            }
+            return standing;
         }
         let name = key_name(&space.name, key.bytes);
-        let names = Names { key: &name, space: &space.name, tags: &meta.details().tags };
+        let names = Names { key: &name, space: &space.name, tags: &details.tags };
         self.mirror.standing_of_hashed(meta.stamp, &names)
     }
 
@@ -253,15 +273,39 @@ impl Core {
     ///
     /// If the ledger cannot be written the names are pending: bypassed below memory,
     /// and tried again until they are settled.
-    pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
-        if self.authority.scope() != Scope::Fleet {
-            return self.append(names).await;
+    pub(crate) async fn invalidate(self: &Arc<Self>, mut names: Vec<Name>) -> Invalidated {
+        let asked = names.len();
+        if self.spaces.has_tracked() || names.iter().any(|name| matches!(name, Name::Prefix(_))) {
+            names.extend(implied::by_names(&names, |space| self.spaces.is_tracked(space)));
         }
-        // Many at once on the way to a server: their lines go together, and come back in order.
-        match group::ask(self, names.clone()).await {
-            Some(invalidated) => invalidated,
-            None => self.not_invalidated(names),
+        let mut invalidated = if self.authority.scope() != Scope::Fleet {
+            self.append(names).await
+        } else {
+            // Many at once on the way to a server: their lines go together, and come back in
+            // order.
+            match group::ask(self, names.clone()).await {
+                Some(invalidated) => invalidated,
+                None => self.not_invalidated(names),
+            }
+        };
+        invalidated.held.truncate(asked);
+        invalidated
+    }
+
+    /// What has to be named for the sake of what was built from these.
+    pub(crate) fn dependents(&self, names: &[Name]) -> Vec<Name> {
+        if !self.spaces.has_tracked() {
+            return Vec::new();
         }
+        implied::by_names(names, |space| self.spaces.is_tracked(space))
+    }
+
+    /// Names what was built from something once more, if there can be such a thing.
+    pub(crate) async fn invalidate_again(self: &Arc<Self>, dependents: Vec<Name>) -> Settled {
+        if dependents.is_empty() {
+            return Settled::Settled;
+        }
+        self.invalidate(dependents).await.settled
     }
 
     /// The same for keys, which are taken out of the stores that do not hear the ledger, too.
@@ -312,6 +356,7 @@ impl Core {
             .map(|(number, name)| Line { number, name: name.clone() })
             .collect();
         let position = appended.position;
+        let _dropping = self.undropped.from(first);
         if !(self.mirror.apply(position.incarnation, &lines) && self.mirror.has_applied(position)) {
             // Others wrote between: their lines come first.
             let _ = self.follow_to(Some(position)).await;
@@ -360,6 +405,7 @@ impl Core {
             match self.hear(|| self.authority.follow(position)).await? {
                 // Those that come meanwhile are for whoever asks next: there may always be more.
                 Follow::Lines(lines) => {
+                    let _dropping = self.undropped.from(position.number + 1);
                     self.mirror.apply(position.incarnation, &lines);
                     self.take(&lines).await;
                     return Ok(());
@@ -369,6 +415,8 @@ impl Core {
                     tracing::warn!(
                         "the ledger's chain is broken: what was cached before is not trusted"
                     );
+                    // Until memory is empty, no ticket is new.
+                    let _dropping = self.undropped.from(0);
                     self.mirror.rejoin(&snapshot);
                     // Lines about keys were missed, and memory hears of no others.
                     self.empty_memory();
@@ -433,6 +481,7 @@ impl Core {
                 let known = self.mirror.ticket().number;
                 // Those of this process have come back.
                 let lines: Vec<_> = lines.into_iter().filter(|line| line.number > known).collect();
+                let _dropping = self.undropped.from(known + 1);
                 if self.mirror.apply(position.incarnation, &lines) {
                     self.take(&lines).await;
                 }
@@ -463,17 +512,23 @@ impl Core {
     /// Takes what lines of others name out of memory, and out of stores that do not hear them.
     async fn take(self: &Arc<Self>, lines: &[Line]) {
         self.drop_from_memory(lines);
+        for swept in lines.iter().filter_map(|line| Swept::by(&line.name)) {
+            sweep::go_on(self, swept);
+        }
         let names = lines.iter().map(|line| &line.name);
         if !self.drop_from_stores(names.clone()).await {
             self.hold_back(names.cloned().collect());
         }
     }
 
-    /// Takes what lines about keys name out of memory: lines about more than a key
+    /// Takes what lines about keys and patterns name out of memory: lines about more than a key
     /// are judged on each read instead.
     fn drop_from_memory(&self, lines: &[Line]) {
         let Some(memory) = &self.memory else { return };
         for line in lines {
+            if let Some(swept) = Swept::by(&line.name) {
+                sweep::drop_from_memory(self, &swept, line.number);
+            }
             for key in self.memory_keys(&line.name) {
                 drop_all(|| {
                     memory.remove_if(&key.as_ref(), |view| {
@@ -495,7 +550,10 @@ impl Core {
 
     /// Takes what `names` say of keys out of stores that do not hear the ledger;
     /// `false` if one of them did not answer.
-    async fn drop_from_stores<'a>(&self, names: impl Iterator<Item = &'a Name> + Clone) -> bool {
+    pub(crate) async fn drop_from_stores<'a>(
+        &self,
+        names: impl Iterator<Item = &'a Name> + Clone,
+    ) -> bool {
         let mut dropped = true;
         for (tier, counters) in self.tiers.iter().zip(self.spaces.unnamed().below_memory()) {
             let keys: Vec<_> = if tier.is_authority {
@@ -525,9 +583,16 @@ impl Core {
                         memory.remove(&key.as_ref());
                     });
                 }
-                if !matches!(name, Name::Key(_) | Name::Set(_)) {
+                match name {
+                    Name::Key(_) | Name::Set(_) => {}
+                    // What is only out of date may do until the ledger is there again, and a sweep
+                    // goes no further before that.
+                    Name::Tag(tag) if implied::kills_nothing(tag) => {}
+                    Name::Tag(tag) => drop_all(|| {
+                        memory.retain(|_, view| !view.value.meta().details().tags.contains(tag));
+                    }),
                     // Rare, and memory is the only tier that this process can answer for.
-                    self.empty_memory();
+                    _ => self.empty_memory(),
                 }
             }
         }
@@ -570,11 +635,16 @@ impl Core {
     }
 
     /// The ledger's position and the pending names, as a load knows them that
-    /// begins now.
+    /// begins now. Not for comparing with a ticket of before: it may be of an earlier position
+    /// than others that were taken already.
     pub(crate) fn ticket(&self) -> Ticket {
         // The epoch first: a name that is added between must not be missed.
         let epoch = self.pending.epoch();
-        Ticket { stamp: self.mirror.ticket(), epoch }
+        let mut stamp = self.mirror.ticket();
+        if self.spaces.has_tracked() {
+            stamp.number = self.undropped.before(stamp.number);
+        }
+        Ticket { stamp, epoch }
     }
 
     /// Whether a load with this ticket may store what it found.

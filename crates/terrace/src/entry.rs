@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::clock::{Tick, WallTime};
 use crate::freshness::{Life, Written};
+use crate::implied::is_implied;
 use crate::key::tag_of_name;
 use crate::ledger::Stamp;
 use crate::loaded::SourceAge;
@@ -113,7 +114,8 @@ impl<V> Cached<V> {
 
     /// The tags that it carries, without their tenant.
     pub fn tags(&self) -> impl Iterator<Item = Cow<'_, str>> {
-        self.entry.meta.details().tags.iter().map(|tag| tag_of_name(tag))
+        let tags = self.entry.meta.details().tags.iter();
+        tags.filter(|tag| !is_implied(tag)).map(|tag| tag_of_name(tag))
     }
 }
 
@@ -170,13 +172,18 @@ pub(crate) struct Meta {
 }
 
 /// What few entries have.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Details {
     pub(crate) tags: Arc<[Arc<str>]>,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
     /// The name in the ledger is a hash: lines cannot find this entry by its key.
     pub(crate) is_hashed: bool,
+    /// It was built from more than it can carry the names of.
+    pub(crate) is_untraced: bool,
+    /// The last line up to which none was found to name the entry: those before need not be
+    /// compared with its tags again. Of the stamp's incarnation.
+    stood_at: AtomicU64,
 }
 
 impl Meta {
@@ -208,6 +215,13 @@ impl Meta {
         self.details.as_deref().unwrap_or_else(|| &NONE)
     }
 
+    /// No line up to this one names the entry.
+    pub(crate) fn stands_at(&self, number: u64) {
+        if let Some(details) = &self.details {
+            details.stood_at.fetch_max(number, Ordering::Relaxed);
+        }
+    }
+
     /// What the value and this weigh in memory, the key not included; 4 GiB if it is more.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.into()
@@ -226,9 +240,24 @@ impl Meta {
 }
 
 impl Details {
+    pub(crate) fn new(
+        tags: Arc<[Arc<str>]>,
+        version: Option<Arc<str>>,
+        last_modified: Option<WallTime>,
+        is_hashed: bool,
+    ) -> Self {
+        let (is_untraced, stood_at) = (false, AtomicU64::new(0));
+        Self { tags, version, last_modified, is_hashed, is_untraced, stood_at }
+    }
+
+    pub(crate) fn stood_at(&self) -> u64 {
+        self.stood_at.load(Ordering::Relaxed)
+    }
+
     fn is_empty(&self) -> bool {
-        let Self { tags, version, last_modified, is_hashed } = self;
-        tags.is_empty() && version.is_none() && last_modified.is_none() && !is_hashed
+        let Self { tags, version, last_modified, is_hashed, is_untraced, stood_at: _ } = self;
+        let is_plain = !is_hashed && !is_untraced;
+        tags.is_empty() && version.is_none() && last_modified.is_none() && is_plain
     }
 }
 

@@ -30,6 +30,23 @@ pub enum Error {
     /// A tag is empty, too long, or there are too many.
     #[error("{0}: use up to 64 tags of 1 to 256 bytes")]
     Tags(&'static str),
+    /// No event of this name was declared.
+    #[error("there is no event named {0:?}: declare it where the cache is built")]
+    NoSuchEvent(String),
+    /// An event was raised without something that it has to be raised with.
+    #[error("the event {event:?} has to be raised with {parameter:?}")]
+    MissingParameter {
+        /// The event.
+        event: String,
+        /// What is missing.
+        parameter: String,
+    },
+    /// Something that a value is said to depend on cannot be, or there are too many such things.
+    #[error("a dependency cannot be used: {0}")]
+    Dependencies(&'static str),
+    /// A pattern cannot be read.
+    #[error("the pattern cannot be read: {0}")]
+    Pattern(&'static str),
     /// The value could not be turned into bytes.
     #[error("the value could not be encoded")]
     Encode(#[source] CodecError),
@@ -191,6 +208,14 @@ pub enum BuildError {
     BadName {
         /// The name.
         name: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// An event that cannot be meant.
+    #[error("the event {event:?} cannot be declared: {reason}")]
+    Event {
+        /// The event.
+        event: String,
         /// Why not.
         reason: &'static str,
     },

@@ -18,6 +18,7 @@ use crate::options::Tiers;
 use crate::policy::Ttl;
 use crate::read::{self, Wanted};
 use crate::space::{Mode, SpaceCore};
+use crate::store::Put;
 use crate::write::{
     Encoded, EntryOptions, Fresh, checked_wanted, is_outdated, make, new_life, prepare, put,
     put_all, take_away, to_memory,
@@ -66,9 +67,10 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
         if unwritten.has(index + 1) || fills.is_empty() {
             continue;
         }
-        let puts = fills
-            .iter()
-            .map(|fill| (fill.wanted, put(space, codec, fill.wanted, fill.fresh, tier)));
+        let puts = fills.iter().map(|fill| {
+            let put = put(space, codec, fill.wanted, fill.fresh, tier);
+            (fill.wanted, put.map(|put| if tier.is_authority { fenced(space, put) } else { put }))
+        });
         put_all(space, tier, index, puts.collect()).await;
         // A store that does not hear the ledger may have taken what was invalidated
         // in between.
@@ -81,6 +83,13 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
         }
         keep_permitted(space, &mut fills);
     }
+}
+
+/// The same, to be refused if the space was swept since the ticket. Copies and writes need not be:
+/// a sweep finds what was there before.
+fn fenced(space: &SpaceCore, put: Put) -> Put {
+    let fence = std::iter::once(Arc::clone(&space.fence));
+    Put { tags: put.tags.iter().cloned().chain(fence).collect(), ..put }
 }
 
 /// Stores what a caller has loaded by itself; says whether nothing has made it out of date.
@@ -97,7 +106,8 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
     if read::is_unflushed(space, &wanted.bytes).map_err(read::failed)?.is_some() {
         return Ok(false);
     }
-    let tags = loaded.tags.map_err(Error::Tags)?;
+    let mut dependencies = loaded.dependencies;
+    let tags = dependencies.joined(&loaded.tags.map_err(Error::Tags)?)?;
     let options = EntryOptions {
         ttl: loaded.ttl.unwrap_or_default(),
         tags,
@@ -106,12 +116,16 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
         version: loaded.version,
         last_modified: loaded.last_modified,
         load_time: Duration::ZERO,
+        is_untraced: false,
     };
+    if !dependencies.stand(&space.core) {
+        return Ok(false);
+    }
     let key = KeyRef { space: space.number, bytes: &wanted.bytes };
     let value = match loaded.answer {
         Answer::Value(value) if space.mode() != Mode::Off => value,
         Answer::Absent if space.mode() != Mode::Off => {
-            absent_to_memory(space, key, ticket, &options.tags);
+            absent_to_memory(space, key, ticket, &options.tags, space.policy.negative_ttl);
             return Ok(false);
         }
         _ => return Ok(false),
@@ -129,18 +143,19 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
     Ok(is_permitted)
 }
 
-/// Remembers that the source has no value, if the space wants that, and nothing since the
+/// Remembers that the source has no value, if there is a `ttl` for that, and nothing since the
 /// ticket names the key; forgets what was there before in any case.
 pub(crate) fn absent_to_memory(
     space: &SpaceCore,
     key: KeyRef<'_>,
     ticket: Ticket,
     tags: &Arc<[Arc<str>]>,
+    ttl: Option<Duration>,
 ) {
     let core = &space.core;
     let Some(memory) = &core.memory else { return };
     let now = core.clock.tick();
-    let Some(ttl) = space.policy.negative_ttl else {
+    let Some(ttl) = ttl else {
         return drop_all(|| {
             memory.remove_if(&key, |view| view.value.meta().stamp.number <= ticket.stamp.number);
         });
@@ -157,7 +172,8 @@ pub(crate) fn absent_to_memory(
     let attributes =
         Attributes { expires: life.fresh_until, negative: true, ..Attributes::default() };
     let name = LazyCell::new(|| space.name_of(key.bytes));
-    let names = || Names { key: &name, space: &space.name, tags };
+    let own = Arc::clone(&absent);
+    let names = || Names { key: &name, space: &space.name, tags: &own.meta.details().tags };
     let any: AnyEntry = absent;
     drop_all(|| {
         // Where it is refused, the next call asks the source again.

@@ -63,6 +63,7 @@ pub(crate) enum Crash {
     NothingToConfirm,
     Overloaded,
     Tags(&'static str),
+    Dependencies(&'static str),
     Tier(Arc<str>, Arc<StoreError>),
 }
 
@@ -83,6 +84,7 @@ impl<E: LoaderFailure> From<Crash> for LoadError<E> {
             Crash::NothingToConfirm => Self::NothingToConfirm,
             Crash::Overloaded => Self::Overloaded,
             Crash::Tags(reason) => Self::Cache(Error::Tags(reason)),
+            Crash::Dependencies(reason) => Self::Cache(Error::Dependencies(reason)),
             Crash::Tier(tier, source) => Self::Cache(Error::Tier { tier, source }),
         }
     }

@@ -44,8 +44,8 @@ pub fn judge(life: Life, standing: Standing, now: Tick) -> Freshness {
                 Freshness::Aging
             }
         }
-        Standing::Good if now < life.stale_until => Freshness::Stale,
-        Standing::Good => Freshness::Dead,
+        Standing::Good | Standing::Outdated if now < life.stale_until => Freshness::Stale,
+        Standing::Good | Standing::Outdated => Freshness::Dead,
     }
 }
 

@@ -160,6 +160,46 @@ tuple_keys!(A.0, B.1);
 tuple_keys!(A.0, B.1, C.2);
 tuple_keys!(A.0, B.1, C.2, D.3);
 
+/// What the keys begin with that are invalidated together: a text, or the first parts of a tuple.
+///
+/// ```
+/// use terrace::key::{KeyBuffer, KeyPrefix};
+///
+/// let mut buffer = KeyBuffer::default();
+/// ("emission".to_owned(), 2023_u16).encode_prefix(&mut buffer);
+/// assert_eq!(buffer.as_bytes(), b"emission:2023:");
+/// ```
+pub trait KeyPrefix {
+    /// Appends the bytes that such keys begin with.
+    fn encode_prefix(&self, buffer: &mut KeyBuffer);
+}
+
+impl KeyPrefix for str {
+    fn encode_prefix(&self, buffer: &mut KeyBuffer) {
+        buffer.push(self.as_bytes());
+    }
+}
+
+impl KeyPrefix for String {
+    fn encode_prefix(&self, buffer: &mut KeyBuffer) {
+        self.as_str().encode_prefix(buffer);
+    }
+}
+
+macro_rules! tuple_prefixes {
+    ($($name:ident . $index:tt),+) => {
+        impl<$($name: Key),+> KeyPrefix for ($($name,)+) {
+            fn encode_prefix(&self, buffer: &mut KeyBuffer) {
+                $(buffer.part(&self.$index);)+
+                buffer.push(b":");
+            }
+        }
+    };
+}
+tuple_prefixes!(A.0);
+tuple_prefixes!(A.0, B.1);
+tuple_prefixes!(A.0, B.1, C.2);
+
 /// A key as the memory tier and the flights hold it: a space's number and bytes. Short ones lie
 /// beside the value that is read: looking up does not have to fetch them from elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -381,6 +421,12 @@ pub(crate) fn key_name(space: &str, key: &[u8]) -> Arc<str> {
     name.into()
 }
 
+/// The ledger's name of all keys in a space that begin with `prefix`; `None` if they are so long
+/// that only their hashes are known.
+pub(crate) fn prefix_name(space: &str, prefix: &[u8]) -> Option<Arc<str>> {
+    (!is_hashed(prefix)).then(|| key_name(space, prefix))
+}
+
 /// The space and the key's bytes that a ledger's name speaks of.
 ///
 /// The bytes are `None` where the name holds the hash of a long key.
@@ -411,7 +457,7 @@ fn push_key(text: &mut String, key: &[u8]) {
     }
 }
 
-fn escaped_part(part: &str) -> String {
+pub(crate) fn escaped_part(part: &str) -> String {
     let mut text = String::with_capacity(part.len());
     escape(&mut text, part.as_bytes(), plain);
     text
@@ -442,7 +488,7 @@ fn percent(byte: u8) -> [u8; 3] {
     [b'%', digit(byte >> 4), digit(byte & 15)]
 }
 
-fn unescape(text: &str) -> Vec<u8> {
+pub(crate) fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

@@ -71,9 +71,10 @@ pub struct Names<'a> {
 #[derive(Debug)]
 pub(crate) struct Mirror {
     marks: RwLock<Marks>,
-    // Copies of three numbers in `marks`, so that a hit need not take the lock.
+    // Copies of numbers in `marks`, so that a hit need not take the lock.
     incarnation: AtomicU64,
     broad: AtomicU64,
+    untagged: AtomicU64,
     prefixed: AtomicU64,
 }
 
@@ -83,6 +84,7 @@ impl Mirror {
             marks: RwLock::new(Marks::joining(snapshot, Limits::default())),
             incarnation: AtomicU64::new(0),
             broad: AtomicU64::new(0),
+            untagged: AtomicU64::new(0),
             prefixed: AtomicU64::new(0),
         };
         mirror.publish(&mirror.marks.read());
@@ -107,7 +109,14 @@ impl Mirror {
         !self.is_foreign(stamp) && stamp.number >= self.broad.load(Ordering::SeqCst)
     }
 
-    /// Whether an entry in memory still stands whose key lines can find.
+    /// Whether nothing was invalidated since `stamp` but keys and tags.
+    #[inline]
+    pub(crate) fn is_undisturbed_but_by_tags(&self, stamp: Stamp) -> bool {
+        !self.is_foreign(stamp) && stamp.number >= self.untagged.load(Ordering::SeqCst)
+    }
+
+    /// Whether an entry in memory still stands whose key lines can find, and up to which line
+    /// that is known.
     ///
     /// The key's name is asked for only if a prefix was invalidated since the stamp.
     pub(crate) fn standing(
@@ -116,11 +125,13 @@ impl Mirror {
         space: &str,
         tags: &[Arc<str>],
         key: impl FnOnce() -> Arc<str>,
-    ) -> Standing {
+    ) -> (Standing, u64) {
         // No key has an empty name, so that only the broader names are compared.
         let no_prefix = stamp.number >= self.prefixed.load(Ordering::SeqCst);
         let key = (!no_prefix).then(key);
-        self.standing_in_full(stamp, &Names { key: key.as_deref().unwrap_or(""), space, tags })
+        let names = Names { key: key.as_deref().unwrap_or(""), space, tags };
+        let marks = self.marks.read();
+        (marks.standing(stamp, &names), marks.position().number)
     }
 
     /// Whether a stamp is of another incarnation than the ledger is now.
@@ -187,6 +198,7 @@ impl Mirror {
     fn publish(&self, marks: &Marks) {
         let position = marks.position();
         self.prefixed.store(marks.prefixed(), Ordering::SeqCst);
+        self.untagged.store(marks.untagged(), Ordering::SeqCst);
         self.broad.store(marks.broad(), Ordering::SeqCst);
         self.incarnation.store(position.incarnation, Ordering::SeqCst);
     }

@@ -53,12 +53,15 @@ mod compress;
 mod core;
 mod entry;
 pub mod error;
+mod event;
 mod fill;
 mod flight;
 pub mod frame;
 pub mod freshness;
+mod glob;
 mod group;
 mod guard;
+mod implied;
 #[cfg(feature = "disk")]
 mod journal;
 pub mod key;
@@ -81,8 +84,11 @@ mod source;
 mod space;
 mod stats;
 pub mod store;
+mod sweep;
+mod target;
 mod through;
 mod tier;
+mod tracking;
 mod waits;
 mod write;
 
@@ -96,6 +102,7 @@ pub use compress::Compression;
 pub use core::{Closed, Ticket};
 pub use entry::{Cached, Source};
 pub use error::{BuildError, Error, LoadError};
+pub use event::Event;
 pub use guard::{Breaker, BreakerState};
 #[cfg(feature = "disk")]
 pub use journal::{Acknowledge, Journal};
@@ -111,9 +118,12 @@ pub use stats::{
 pub use store::disk::{Disk, DiskStore};
 #[cfg(feature = "redis")]
 pub use store::redis::{Redis, RedisStore};
+pub use sweep::{RemovePattern, Removed};
+pub use target::Target;
 pub use terrace_memory::Eviction;
 pub use through::InsertThrough;
 pub use tier::Tier;
+pub use tracking::Dependency;
 pub use write::{Insert, Settled};
 
 /// The examples of the project's front page.
@@ -130,6 +140,10 @@ struct RedisPage;
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../../../docs/write-behind.md")]
 struct WriteBehindPage;
+/// The examples of docs/invalidation.md.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/invalidation.md")]
+struct Invalidation;
 
 /// The examples of docs/loading.md.
 #[cfg(doctest)]

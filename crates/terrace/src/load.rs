@@ -16,7 +16,7 @@ use crate::clock::WallTime;
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
 use crate::entry::{Cached, Entry, Source};
-use crate::error::SharedError;
+use crate::error::{Error, SharedError};
 use crate::fill;
 use crate::flight::{Crash, Departure, Flown, Landed, Takeoff};
 use crate::freshness::Freshness;
@@ -31,6 +31,7 @@ use crate::retry::Failed;
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
+use crate::tracking::{self, BuiltFrom, Tracker};
 use crate::waits::{self, within_load};
 use crate::write::{self, EntryOptions, Fresh};
 
@@ -337,8 +338,8 @@ impl<V: Send + Sync + 'static> Job<V> {
         let core = &space.core;
         let (Some(probe), Some((entry, source))) = (probe, &self.stale) else { return false };
         let meta = &entry.meta;
-        let is_fresh = core.clock.tick() < meta.times.life().fresh_until;
-        if !is_fresh || self.request.reading.wants == Wants::New {
+        let freshness = read::freshness_below(space, self.wanted.name(space), meta);
+        if !freshness.is_fresh() || self.request.reading.wants == Wants::New {
             return false;
         }
         let limit = space.policy.load_deadline;
@@ -402,8 +403,9 @@ impl<V: Send + Sync + 'static> Job<V> {
         let Order { loading, state, is_nested, .. } = order;
         let work = run(&self.request.space, flights, loading, is_nested);
         match while_held(&lease, pin!(work)).await {
-            Ok((loaded, time)) => {
-                let new = self.commit(takeoff, loaded, time).await;
+            Ok(brought) => {
+                let (loaded, rest) = brought.apart();
+                let new = self.commit(takeoff, loaded, &rest).await;
                 self.store_below(new.iter().map(|new| (self, takeoff, new))).await;
             }
             Err(crash) => {
@@ -467,10 +469,19 @@ impl<V: Send + Sync + 'static> Job<V> {
     pub(crate) async fn commit(
         &self,
         takeoff: &Takeoff,
-        loaded: Loaded<V>,
-        load_time: Duration,
+        mut loaded: Loaded<V>,
+        Brought { time: load_time, built_from, .. }: &Brought<()>,
     ) -> Option<New<V>> {
         let Request { space, codec, options, .. } = &self.request;
+        let mut built_from = built_from.clone();
+        if let Err(error) = loaded.dependencies.add_to(&mut built_from) {
+            let Error::Dependencies(reason) = error else {
+                self.fail(takeoff, Crash::Dependencies("its key is too long"));
+                return None;
+            };
+            self.fail(takeoff, Crash::Dependencies(reason));
+            return None;
+        }
         let tags = match loaded.tags.and_then(|own| write::joined_tags(&options.tags, &own)) {
             Ok(tags) => tags,
             Err(reason) => {
@@ -478,24 +489,31 @@ impl<V: Send + Sync + 'static> Job<V> {
                 return None;
             }
         };
+        let traced = built_from.joined(&tags);
+        let is_untraced = traced.is_none();
         let options = EntryOptions {
             ttl: loaded.ttl.unwrap_or(options.ttl),
             stamp: self.ticket.stamp,
             is_hashed: self.wanted.is_hashed,
-            tags,
+            tags: traced.unwrap_or(tags),
             version: loaded.version,
             last_modified: loaded.last_modified,
-            load_time,
+            load_time: *load_time,
+            is_untraced,
         };
+        let may_be_stored = !is_untraced && loaded.dependencies.stand(&space.core);
+        if is_untraced {
+            bump(&space.counters.untraced);
+        }
         if !matches!(loaded.answer, Answer::Failed(_)) {
             space.core.retries.forget(takeoff.key());
         }
         match loaded.answer {
-            Answer::Value(value) => {
+            Answer::Value(value) if may_be_stored => {
                 let fresh = write::prepare(space, *codec, value, &options);
                 return Some(self.keep(takeoff, fresh));
             }
-            Answer::NotStored(value) => {
+            Answer::Value(value) | Answer::NotStored(value) => {
                 let fresh = write::prepare(space, None, value, &options);
                 self.land_loaded(takeoff, &fresh);
             }
@@ -508,7 +526,7 @@ impl<V: Send + Sync + 'static> Job<V> {
             },
             Answer::Absent => {
                 bump(&space.counters.absent);
-                self.store_absent(takeoff, &options.tags).await;
+                self.store_absent(takeoff, &options.tags, may_be_stored).await;
             }
             Answer::Failed(error) => {
                 let crash = Crash::Loader(error);
@@ -569,10 +587,16 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
     }
 
-    async fn store_absent(&self, takeoff: &Takeoff, tags: &Arc<[Arc<str>]>) {
+    async fn store_absent(
+        &self,
+        takeoff: &Takeoff,
+        tags: &Arc<[Arc<str>]>,
+        may_be_remembered: bool,
+    ) {
         let Request { space, reading, .. } = &self.request;
         if space.mode() != Mode::Off && !reading.unwritten.has_memory() {
-            fill::absent_to_memory(space, takeoff.key(), self.ticket, tags);
+            let ttl = space.policy.negative_ttl.filter(|_| may_be_remembered);
+            fill::absent_to_memory(space, takeoff.key(), self.ticket, tags, ttl);
         }
         // Whoever is told so must not find it below afterwards.
         if self.stale.is_some() && space.mode() != Mode::Off {
@@ -609,8 +633,14 @@ impl<V: Send + Sync + 'static> Job<V> {
     }
 
     fn landed(&self, entry: &Arc<Entry<V>>, source: Source, instead_of: Option<Crash>) -> Landed {
-        let now = self.request.space.core.clock.tick();
-        let is_stale = now >= entry.meta.times.life().fresh_until;
+        let space = &self.request.space;
+        let is_past_end = space.core.clock.tick() >= entry.meta.times.life().fresh_until;
+        // Something else was to be had that could not.
+        let is_outdated = || {
+            let freshness = read::freshness_below(space, self.wanted.name(space), &entry.meta);
+            freshness == Freshness::Stale
+        };
+        let is_stale = is_past_end || instead_of.is_some() && is_outdated();
         let entry: Arc<Entry<V>> = Arc::clone(entry);
         Landed { entry, source, is_stale, instead_of, has_own_tags: false }
     }
@@ -697,13 +727,27 @@ pub(crate) async fn may_be_there_now(space: &Arc<SpaceCore>, wanted: &[&Wanted])
             .is_ok_and(|there| there.contains(&true))
 }
 
-/// The loader's answer and the time that it took, or why there is none.
+/// A loader's answer, and what is known of how it came about.
+pub(crate) struct Brought<A> {
+    answer: A,
+    time: Duration,
+    built_from: BuiltFrom,
+}
+
+impl<A> Brought<A> {
+    pub(crate) fn apart(self) -> (A, Brought<()>) {
+        let Self { answer, time, built_from } = self;
+        (answer, Brought { answer: (), time, built_from })
+    }
+}
+
+/// The loader's answer, or why there is none.
 pub(crate) async fn run<A>(
     space: &SpaceCore,
     flights: Flown,
     loading: Loading<A>,
     is_nested: bool,
-) -> Result<(A, Duration), Crash> {
+) -> Result<Brought<A>, Crash> {
     let _permits = if is_nested {
         Permits::default()
     } else {
@@ -714,12 +758,17 @@ pub(crate) async fn run<A>(
     let limit = space.policy.load_deadline;
     bump(&space.counters.loads);
     let started = clock.elapsed();
+    let tracker = space.core.spaces.has_tracked().then(Arc::<Tracker>::default);
     let loading = within_load(flights, catch_panic(loading));
+    let loading = tracking::noting(tracker.clone(), loading);
     let loaded = unless(|| runtime.sleep(limit), loading).await;
     let time = clock.elapsed().saturating_sub(started);
     space.counters.load_time.add(time);
     match loaded {
-        Some(Ok(Ok(answer))) => Ok((answer, time)),
+        Some(Ok(Ok(answer))) => {
+            let built_from = tracker.map(|tracker| tracker.built_from()).unwrap_or_default();
+            Ok(Brought { answer, time, built_from })
+        }
         Some(Ok(Err(error))) => Err(Crash::Loader(error)),
         Some(Err(Panicked)) => Err(Crash::Panicked),
         None => Err(Crash::Deadline(limit)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::clock::WallTime;
 use crate::error::{LoaderFailure, SharedError};
 use crate::policy::Ttl;
+use crate::tracking::{Dependencies, Dependency};
 use crate::write::checked_tags;
 
 /// A loader's answer, with what is to be known about it.
@@ -43,6 +44,7 @@ pub struct Loaded<V> {
     pub(crate) answer: Answer<V>,
     pub(crate) ttl: Option<Ttl>,
     pub(crate) tags: Result<Arc<[Arc<str>]>, &'static str>,
+    pub(crate) dependencies: Dependencies,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
 }
@@ -64,7 +66,14 @@ impl<V> From<V> for Loaded<V> {
 
 impl<V> Loaded<V> {
     fn new(answer: Answer<V>) -> Self {
-        Self { answer, ttl: None, tags: Ok(Arc::default()), version: None, last_modified: None }
+        Self {
+            answer,
+            ttl: None,
+            tags: Ok(Arc::default()),
+            dependencies: Dependencies::default(),
+            version: None,
+            last_modified: None,
+        }
     }
 
     /// A value, to be answered with and stored.
@@ -111,6 +120,14 @@ impl<V> Loaded<V> {
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
         let tags = checked_tags(tags).map_err(|_| "a tag of the loader cannot be used");
         Self { tags, ..self }
+    }
+
+    /// The value was built from these as well, beside what the loader read of
+    /// [tracked](crate::SpaceBuilder::tracked) spaces in its future: see
+    /// [`Insert::depends_on`](crate::Insert::depends_on).
+    pub fn depends_on(mut self, dependencies: impl IntoIterator<Item = Dependency>) -> Self {
+        self.dependencies.add(dependencies);
+        self
     }
 
     /// The source's version of the value, or its `ETag`.

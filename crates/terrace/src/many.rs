@@ -13,13 +13,14 @@ use crate::error::{Error, LoadError, LoaderFailure, SharedError};
 use crate::flight::{Crash, Flight, Flown, Joined, Landed, Takeoff};
 use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef};
 use crate::lease::{Lease, while_held};
-use crate::load::{Job, Loading, Request, catch_panic, may_be_there_now, run};
+use crate::load::{Brought, Job, Loading, Request, catch_panic, may_be_there_now, run};
 use crate::loaded::Loaded;
 use crate::options::{Reading, Wants};
 use crate::read::{self, Unflushed, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
+use crate::tracking;
 use crate::waits;
 use crate::write::EntryOptions;
 
@@ -35,9 +36,9 @@ pub(crate) async fn get_many<'a, K: Key + ?Sized + 'a, V: Send + Sync + 'static>
     }
     let mut answers = Vec::with_capacity(keys.len());
     let mut wanted = Vec::new();
-    for key in keys {
+    for key in &keys {
         let mut buffer = KeyBuffer::default();
-        let key = space.checked_key(key, &mut buffer)?;
+        let key = space.checked_key(*key, &mut buffer)?;
         answers.push(match call::hit(space, key, None) {
             Hit::Fresh(entry) | Hit::Aging(entry) => Ask::Answered(Some(in_memory(entry, false))),
             Hit::Absent => Ask::Answered(None),
@@ -79,7 +80,12 @@ pub(crate) async fn get_many<'a, K: Key + ?Sized + 'a, V: Send + Sync + 'static>
             })
         }
     });
-    Ok(answers.collect())
+    let answers: Vec<_> = answers.collect();
+    for (key, answer) in keys.into_iter().zip(&answers).filter(|_| space.is_tracked) {
+        let found = answer.as_ref().map(|cached| &cached.entry.meta);
+        tracking::note(space, key.encode(&mut KeyBuffer::default()), found);
+    }
+    Ok(answers)
 }
 
 /// What memory said about one of many keys.
@@ -147,7 +153,7 @@ where
     }
     let mut answers = Vec::with_capacity(keys.len());
     let mut leading = Vec::new();
-    for key in keys {
+    for &key in &keys {
         let mut buffer = KeyBuffer::default();
         answers.push(match space.checked_key(key, &mut buffer) {
             Ok(encoded) => ask(space, encoded, &mut |takeoff, wants| {
@@ -181,6 +187,10 @@ where
                 }
             }
         });
+    }
+    for (key, outcome) in keys.into_iter().zip(&outcomes).filter(|_| space.is_tracked) {
+        let found = outcome.as_ref().ok().map(|cached: &Cached<V>| &cached.entry.meta);
+        tracking::note(space, key.encode(&mut KeyBuffer::default()), found);
     }
     outcomes
 }
@@ -379,7 +389,7 @@ async fn load<K, V: Send + Sync + 'static>(
     space: &SpaceCore,
     open: Vec<Open<K, V>>,
     keys: &OnceLock<Vec<K>>,
-    loading: impl Future<Output = Result<(Answers<V>, std::time::Duration), Crash>>,
+    loading: impl Future<Output = Result<Brought<Answers<V>>, Crash>>,
 ) {
     let mut flying = Vec::with_capacity(open.len());
     let mut missing = Vec::with_capacity(open.len());
@@ -398,12 +408,14 @@ async fn load<K, V: Send + Sync + 'static>(
         }
     };
     match loaded {
-        Ok((mut answers, time)) => {
+        Ok(brought) => {
+            let (mut answers, brought) = brought.apart();
             let mut new = Vec::new();
             for (takeoff, job) in &flying {
                 // What the loader does not mention is not there.
                 let answer = answers.remove(&*job.wanted.bytes).unwrap_or_else(Loaded::absent);
-                new.extend(job.commit(takeoff, answer, time).await.map(|new| (job, takeoff, new)));
+                let committed = job.commit(takeoff, answer, &brought).await;
+                new.extend(committed.map(|new| (job, takeoff, new)));
             }
             if let Some((job, ..)) = new.first() {
                 job.store_below(new.iter().map(|(job, takeoff, new)| (*job, *takeoff, new))).await;

@@ -36,6 +36,8 @@ pub(crate) struct Policy {
     pub(crate) retry: Backoff,
     /// Never stale, and no answer that the ledger cannot vouch for.
     pub(crate) is_strict: bool,
+    /// What is loaded while entries are read depends on them.
+    pub(crate) is_tracked: bool,
     /// The failure of a tier costs a miss, not an error.
     pub(crate) is_graceful: bool,
 }
@@ -57,6 +59,7 @@ impl Default for Policy {
             max_loads: None,
             retry: Backoff::default(),
             is_strict: false,
+            is_tracked: false,
             is_graceful: true,
         }
     }

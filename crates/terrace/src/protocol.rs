@@ -11,16 +11,19 @@
 //! 2. An entry carries the number that its process had applied *before* its load
 //!    began: its stamp.
 //! 3. An entry is dead once a later line names its key, a prefix of its key, one of
-//!    its tags, its space, or everything.
+//!    its tags, its space, or everything. It is out of date, and may do meanwhile, once a
+//!    later line says so of one of its tags.
 //! 4. A fill is refused by the same rule, with the stamp of its ticket, by the
 //!    memory of its process and by the authority, each in one step with storing.
 //! 5. What can no longer be known (a line trimmed away, a name forgotten, another
 //!    incarnation of the ledger) counts as named.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::clock::WallTime;
+use crate::implied;
 use crate::ledger::{Line, Name, Names, Stamp};
 
 /// What a process knows of the ledger: the number of the last line for each name.
@@ -38,9 +41,15 @@ pub struct Marks {
     forgotten: u64,
     everything: u64,
     broad: u64,
+    untagged: u64,
+    prefixed: u64,
     keys: BTreeMap<Arc<str>, u64>,
     key_lines: VecDeque<(u64, Arc<str>)>,
     tags: BTreeMap<Arc<str>, u64>,
+    /// Tags whose entries are out of date.
+    stale: BTreeMap<Arc<str>, u64>,
+    /// Spaces whose loads that were under way store nothing.
+    fences: BTreeMap<Arc<str>, u64>,
     spaces: BTreeMap<Arc<str>, u64>,
     prefixes: BTreeMap<Arc<str>, u64>,
     limits: Limits,
@@ -51,7 +60,7 @@ pub struct Marks {
 pub struct Limits {
     /// Lines about keys that are kept.
     pub keys: usize,
-    /// Tags, prefixes and spaces that are kept, of each kind.
+    /// Tags, prefixes and spaces that are kept, of each kind; for a while an eighth more.
     pub names: usize,
 }
 
@@ -66,10 +75,21 @@ impl Default for Limits {
 pub enum Standing {
     /// No line since the stamp names it.
     Good,
+    /// A later line says that it is out of date: look for something newer. Until there is, it may
+    /// do.
+    Outdated,
     /// A later line names it.
     Named,
     /// Lines that might name it are no longer known.
     Unknown,
+}
+
+impl Standing {
+    /// Whether it was not invalidated, and nothing may be unknown.
+    #[must_use]
+    pub fn stands(self) -> bool {
+        matches!(self, Self::Good | Self::Outdated)
+    }
 }
 
 impl Marks {
@@ -85,9 +105,13 @@ impl Marks {
             forgotten: 0,
             everything: 0,
             broad: 0,
+            untagged: 0,
+            prefixed: 0,
             keys: BTreeMap::new(),
             key_lines: VecDeque::new(),
             tags: BTreeMap::new(),
+            stale: BTreeMap::new(),
+            fences: BTreeMap::new(),
             spaces: BTreeMap::new(),
             prefixes: BTreeMap::new(),
             limits,
@@ -123,10 +147,16 @@ impl Marks {
         self.broad.max(self.floor)
     }
 
+    /// The last line that named something else than a key or a tag.
+    #[must_use]
+    pub fn untagged(&self) -> u64 {
+        self.untagged.max(self.floor)
+    }
+
     /// The last line that named a prefix.
     #[must_use]
     pub fn prefixed(&self) -> u64 {
-        self.prefixes.values().copied().fold(0, u64::max)
+        self.prefixed
     }
 
     /// Takes note of `line`, which follows directly on what is known.
@@ -141,20 +171,33 @@ impl Marks {
                 return;
             }
             Name::Tag(tag) => {
-                self.tags.insert(Arc::clone(tag), number);
+                if let Some(tag) = implied::of_stale(tag) {
+                    self.stale.insert(tag, number);
+                } else if let Some(space) = implied::of_fence(tag) {
+                    self.fences.insert(space, number);
+                } else if implied::of_sweep(tag).is_none() {
+                    self.tags.insert(Arc::clone(tag), number);
+                }
             }
             Name::Space(space) => {
                 self.spaces.insert(Arc::clone(space), number);
             }
             Name::Prefix(prefix) => {
                 self.prefixes.insert(Arc::clone(prefix), number);
+                self.prefixed = self.prefixed.max(number);
             }
             Name::Everything => self.everything = number,
         }
         self.broad = self.broad.max(number);
-        for names in [&mut self.tags, &mut self.spaces, &mut self.prefixes] {
-            if names.len() > self.limits.names {
-                self.floor = self.floor.max(forget_oldest(names));
+        if !matches!(line.name, Name::Tag(_)) {
+            self.untagged = self.untagged.max(number);
+        }
+        let limit = self.limits.names;
+        let tags = [&mut self.tags, &mut self.stale, &mut self.fences];
+        for names in tags.into_iter().chain([&mut self.spaces, &mut self.prefixes]) {
+            // Many at a time: looking for the oldest costs as much as all of them.
+            if names.len() > limit + limit / 8 {
+                self.floor = self.floor.max(forget_oldest(names, limit));
             }
         }
     }
@@ -170,6 +213,8 @@ impl Marks {
             Standing::Named
         } else if stamp.number < self.floor {
             Standing::Unknown
+        } else if self.last_stale(names) > stamp.number {
+            Standing::Outdated
         } else {
             Standing::Good
         }
@@ -178,10 +223,12 @@ impl Marks {
     /// Whether a load that took `ticket` may store what it found.
     ///
     /// Stricter than [`Marks::standing`]: a ticket from before the oldest line about
-    /// a key that is still known is refused.
+    /// a key that is still known is refused, and one from before a sweep of its space.
     #[must_use]
     pub fn permits(&self, ticket: Stamp, names: &Names<'_>) -> bool {
-        ticket.number >= self.key_floor && self.standing(ticket, names) == Standing::Good
+        ticket.number >= self.key_floor
+            && self.fences.get(names.space).is_none_or(|&fence| fence <= ticket.number)
+            && self.standing(ticket, names).stands()
     }
 
     /// Whether this process may have missed a line that names the key of an entry of
@@ -201,8 +248,33 @@ impl Marks {
     fn last_broad(&self, names: &Names<'_>) -> u64 {
         let space = self.spaces.get(names.space).copied().unwrap_or(0);
         let tags = names.tags.iter().filter_map(|tag| self.tags.get(tag).copied());
-        let prefixes = self.prefixes.iter().filter(|(prefix, _)| names.key.starts_with(&***prefix));
-        tags.chain(prefixes.map(|(_, &number)| number)).fold(self.everything.max(space), u64::max)
+        tags.fold(self.everything.max(space), u64::max).max(self.last_prefix(names.key))
+    }
+
+    fn last_stale(&self, names: &Names<'_>) -> u64 {
+        let tags = names.tags.iter().filter_map(|tag| self.stale.get(tag).copied());
+        tags.fold(0, u64::max)
+    }
+
+    /// The last line that named a prefix of `key`. However many prefixes there are, few are looked
+    /// at: each step leaves only those that begin as the last one and the key do.
+    fn last_prefix(&self, key: &str) -> u64 {
+        // The empty prefix is one of every key.
+        let (mut last, mut rest) = (self.prefixes.get("").copied().unwrap_or(0), key);
+        while !rest.is_empty() {
+            let upto = (Bound::Unbounded, Bound::Included(rest));
+            let Some((prefix, &number)) = self.prefixes.range::<str, _>(upto).next_back() else {
+                break;
+            };
+            let shared = common_prefix(prefix, rest);
+            if shared == prefix.len() {
+                last = last.max(number);
+            }
+            // Shorter each time: the prefix itself has been looked at.
+            let end = if shared == prefix.len() { previous(rest, shared) } else { shared };
+            rest = rest.get(..end).unwrap_or_default();
+        }
+        last
     }
 
     fn forget_keys(&mut self) {
@@ -217,16 +289,24 @@ impl Marks {
     }
 }
 
-/// Removes the name with the lowest number and returns that number.
-fn forget_oldest(names: &mut BTreeMap<Arc<str>, u64>) -> u64 {
-    let oldest = names
-        .iter()
-        .min_by_key(|&(_, &number)| number)
-        .map(|(name, &number)| (Arc::clone(name), number));
-    oldest.map_or(0, |(name, number)| {
-        names.remove(&name);
-        number
-    })
+/// How many bytes two texts have in common from the beginning, in whole characters.
+fn common_prefix(one: &str, other: &str) -> usize {
+    let same = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    (0..=same).rev().find(|&end| other.is_char_boundary(end)).unwrap_or(0)
+}
+
+/// The end of `text` without the last character before `end`.
+fn previous(text: &str, end: usize) -> usize {
+    (0..end).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0)
+}
+
+/// Keeps the `keep` names with the highest numbers; returns the highest of the others.
+fn forget_oldest(names: &mut BTreeMap<Arc<str>, u64>, keep: usize) -> u64 {
+    let mut numbers: Vec<u64> = names.values().copied().collect();
+    let Some(last) = names.len().checked_sub(keep + 1) else { return 0 };
+    let (_, &mut cutoff, _) = numbers.select_nth_unstable(last);
+    names.retain(|_, number| *number > cutoff);
+    cutoff
 }
 
 /// The state of an authority: the ledger's newest lines and the leases.
@@ -346,8 +426,12 @@ impl Record {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let marks = &self.marks;
+        let stale = |tag: Arc<str>| Name::Tag(implied::stale(&tag));
+        let fence = |space: Arc<str>| Name::Tag(implied::fence(&space));
         let mut names: Vec<Line> = [
             (&marks.tags, Name::Tag as fn(Arc<str>) -> Name),
+            (&marks.stale, stale),
+            (&marks.fences, fence),
             (&marks.spaces, Name::Space),
             (&marks.prefixes, Name::Prefix),
         ]
@@ -420,5 +504,52 @@ impl Record {
             // tickets, so that leases under other names may run out by themselves.
             Name::Set(_) | Name::Tag(_) | Name::Space(_) | Name::Prefix(_) | Name::Everything => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However few are looked at, the answer is that of looking at all.
+    #[test]
+    fn the_last_prefix_of_a_key_is_found() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut text = |most: usize| -> String {
+            let letters = ['a', 'b', ':', '%', 'é'];
+            (0..random.usize(0..=most)).map(|_| letters[random.usize(0..letters.len())]).collect()
+        };
+        let mut found = 0;
+        for _ in 0..2_000 {
+            let start = Stamp { incarnation: 1, number: 0 };
+            let mut marks = Marks::starting_at(start, Limits::default());
+            for number in 1..=12 {
+                marks.apply(&Line { number, name: Name::Prefix(text(5).into()) });
+            }
+            for _ in 0..20 {
+                let key = text(8);
+                let named = marks.prefixes.iter().filter(|(prefix, _)| key.starts_with(&***prefix));
+                let last = named.map(|(_, number)| *number).fold(0, u64::max);
+                assert_eq!(marks.last_prefix(&key), last, "{key:?} in {:?}", marks.prefixes);
+                found += u32::from(last > 0);
+            }
+        }
+        assert!(found > 1_000, "{found}");
+    }
+
+    #[test]
+    fn the_newest_names_are_kept_and_the_others_count_as_named() {
+        let start = Stamp { incarnation: 1, number: 0 };
+        let mut marks = Marks::starting_at(start, Limits { keys: 1, names: 16 });
+        for number in 1..=1_000 {
+            marks.apply(&Line { number, name: Name::Tag(format!(":tag {number}").into()) });
+            assert!(marks.tags.len() <= 18);
+            assert_eq!(marks.floor + marks.tags.len() as u64, number);
+        }
+        let tags = [Arc::from(":other")];
+        let names = Names { key: ":s:k", space: ":s", tags: &tags };
+        let standing = |number| marks.standing(Stamp { number, ..start }, &names);
+        assert_eq!(standing(marks.floor - 1), Standing::Unknown);
+        assert_eq!(standing(marks.floor), Standing::Good);
     }
 }

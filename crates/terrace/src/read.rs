@@ -21,6 +21,7 @@ use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::StoreError;
 use crate::tier::OpenTier;
+use crate::tracking;
 use crate::write;
 
 /// An entry that may be served, fresh or stale.
@@ -116,6 +117,10 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
     if space.confirms || space.mode() != Mode::On {
         return None;
     }
+    if space.is_tracked && tracking::is_noting() {
+        let found = fresh_in_memory::<V>(space, key);
+        tracking::note(space, key.bytes, found.as_ref().map(|entry| &entry.meta));
+    }
     let now = space.core.clock.tick();
     let answer = space.core.memory.as_ref().and_then(|memory| {
         memory.get_with(&key, now, |entry| {
@@ -133,7 +138,7 @@ pub(crate) fn with_memory<V: Send + Sync + 'static, R>(
 
 #[inline]
 fn judge_in_memory(space: &SpaceCore, key: KeyRef<'_>, meta: &Meta, now: Tick) -> Freshness {
-    judge(meta.times.life(), space.core.standing_in_memory(space, key, meta), now)
+    judge_in(space, meta.times.life(), space.core.standing_in_memory(space, key, meta), now)
 }
 
 /// A key as everything below memory knows it. Its texts are made when they are asked for: a
@@ -330,14 +335,11 @@ fn open<V>(
         let given = written.expires.map(|end| end.saturating_since(written.created));
         let life = Life::remaining(&written, now.wall, now.tick);
         let life = life.aging(space.policy.aging(given, Duration::ZERO));
-        let details = Details {
-            tags: frame.header.tags,
-            version: frame.header.version,
-            last_modified: frame.header.last_modified,
-            is_hashed: wanted.is_hashed,
-        };
+        let header = frame.header;
+        let details =
+            Details::new(header.tags, header.version, header.last_modified, wanted.is_hashed);
         let bytes = space.weight_of::<V>(frame.size);
-        let meta = Meta::new(frame.header.stamp, life, written, details, bytes);
+        let meta = Meta::new(header.stamp, life, written, details, bytes);
         let is_aging = freshness.is_fresh() && now.tick >= life.aging_from;
         let freshness = if is_aging { Freshness::Aging } else { freshness };
         Found { entry: Arc::new(Entry { value, meta }), freshness }
@@ -359,17 +361,29 @@ pub(crate) fn is_fresh_in_memory(
 
 /// What may be done with an entry that was found before, wherever that was.
 pub(crate) fn freshness_below(space: &SpaceCore, name: &str, meta: &Meta) -> Freshness {
-    if !stands(space, name, meta.stamp, &meta.details().tags) {
+    let core = &space.core;
+    let names = Names { key: name, space: &space.name, tags: &meta.details().tags };
+    if core.pending.speaks_of(&names) {
         return Freshness::Dead;
     }
-    judge(meta.times.life(), Standing::Good, space.core.clock.tick())
+    let standing = core.mirror.standing_in_full(meta.stamp, &names);
+    judge_in(space, meta.times.life(), standing, core.clock.tick())
+}
+
+/// What is out of date is of no use where nothing stale is answered.
+#[inline]
+fn judge_in(space: &SpaceCore, life: Life, standing: Standing, now: Tick) -> Freshness {
+    match standing {
+        Standing::Outdated if !space.policy.allows_stale() => Freshness::Dead,
+        _ => judge(life, standing, now),
+    }
 }
 
 /// Whether nothing was invalidated that an entry of this stamp and these tags is.
 pub(crate) fn stands(space: &SpaceCore, name: &str, stamp: Stamp, tags: &[Arc<str>]) -> bool {
     let core = &space.core;
     let names = Names { key: name, space: &space.name, tags };
-    !core.pending.speaks_of(&names) && core.mirror.standing_in_full(stamp, &names) == Standing::Good
+    !core.pending.speaks_of(&names) && core.mirror.standing_in_full(stamp, &names).stands()
 }
 
 /// Whether a frame may be served.
@@ -402,7 +416,7 @@ fn judge_frame(
     }
     let standing = core.mirror.standing_in_full(stamp, &names);
     let life = Life::remaining(&written(frame), now.wall, now.tick);
-    judge(life, standing, now.tick)
+    judge_in(space, life, standing, now.tick)
 }
 
 fn written(frame: &Frame) -> Written {
@@ -457,6 +471,9 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
     for key in keys {
         let mut buffer = KeyBuffer::default();
         let key = space.checked_key(key, &mut buffer)?;
+        if space.is_tracked {
+            tracking::note(space, key.bytes, None);
+        }
         let now = core.clock.tick();
         let memory = core.memory.as_ref().filter(|_| space.mode() != Mode::Off);
         let in_memory = memory.and_then(|memory| {

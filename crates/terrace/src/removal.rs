@@ -7,11 +7,12 @@ use std::time::Duration;
 use crate::core::{Core, drop_all};
 use crate::error::Error;
 use crate::freshness::{Life, Written};
-use crate::key::{Key, KeyRef, StoredKey, all_schemas_prefix};
+use crate::key::{Key, KeyBuffer, KeyPrefix, KeyRef, StoredKey, all_schemas_prefix};
 use crate::ledger::Name;
 use crate::read::{self, Wanted};
 use crate::space::SpaceCore;
 use crate::store::Put;
+use crate::target::name_of_prefix;
 use crate::tier::OpenTier;
 use crate::write::{Settled, checked_wanted, index_of, max_ttl, undo_if_dead};
 use terrace_memory::Tick;
@@ -172,6 +173,18 @@ pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error
     }
     let prefix = all_schemas_prefix("", &space.title);
     Ok(clear_stores(core, invalidated.settled, &prefix).await)
+}
+
+/// Invalidates all keys of a space that begin with `prefix`, by one line.
+pub(crate) async fn invalidate_prefix<P: KeyPrefix + ?Sized>(
+    space: &SpaceCore,
+    prefix: &P,
+) -> Result<Settled, Error> {
+    let _underway = space.core.begin()?;
+    let mut buffer = KeyBuffer::default();
+    prefix.encode_prefix(&mut buffer);
+    let name = name_of_prefix(&space.name, buffer.as_bytes())?;
+    Ok(space.core.invalidate(vec![name]).await.settled)
 }
 
 /// Frees the room of what a line has killed already. What is not freed now is dead

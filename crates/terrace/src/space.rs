@@ -1,10 +1,10 @@
 //! The **space**: a namespace with a key type, a value type and a policy.
 
 use std::any::TypeId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -23,8 +23,10 @@ use crate::core::{Core, Ticket};
 use crate::entry::{Cached, Entry};
 use crate::error::{BuildError, Error, LoadError, LoaderFailure};
 use crate::fill;
+use crate::implied;
 use crate::key::{
-    self, Key, KeyBuffer, KeyRef, LARGEST_KEY, MemoryKey, StoredKey, key_name, space_name,
+    self, Key, KeyBuffer, KeyPrefix, KeyRef, LARGEST_KEY, MemoryKey, StoredKey, key_name,
+    space_name,
 };
 use crate::ledger::Name;
 use crate::load::Load;
@@ -39,7 +41,9 @@ use crate::schema::fingerprint;
 use crate::source::WriteId;
 use crate::source::{Source, WriteBatch, WriteBehind};
 use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
+use crate::sweep::RemovePattern;
 use crate::through::{self, InsertThrough};
+use crate::tracking::Dependency;
 use crate::write::{self, Insert, Settled};
 
 /// A typed namespace of a cache. Cloning it is cheap.
@@ -446,6 +450,62 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> Space<K, V> {
         removal::remove(&self.core, [key]).await.map(|(_, settled)| settled)
     }
 
+    /// Invalidates every key that begins with `prefix`: a text, or the first parts of a tuple.
+    ///
+    /// Costs one exchange with the ledger, however many entries there are; nothing is searched
+    /// for, and what is dead leaves as room is needed. Of keys whose text is longer than 200 bytes
+    /// only the hash is known below memory: all of the space's go along.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// let emissions = terrace.space::<(u16, String), f64>("emission").build()?;
+    /// let (tesla, other_year) = ((2023, "TSLA".to_owned()), (2022, "TSLA".to_owned()));
+    /// emissions.insert(&tesla, 1.9).await?;
+    /// emissions.insert(&other_year, 1.7).await?;
+    ///
+    /// emissions.invalidate_prefix(&(2023_u16,)).await?;
+    /// assert!(emissions.get(&tesla).await?.is_none());
+    /// assert!(emissions.get(&other_year).await?.is_some());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The prefix is longer than a key can be, or the cache is closed.
+    pub async fn invalidate_prefix<P>(&self, prefix: &P) -> Result<Settled, Error>
+    where
+        P: KeyPrefix + ?Sized,
+    {
+        removal::invalidate_prefix(&self.core, prefix).await
+    }
+
+    /// Removes every key that matches `pattern`, from every tier and for every process that shares the
+    /// authority; await it.
+    ///
+    /// `*` stands for any text, `?` for one character, `[a-z]` for one of these, `[^a-z]` for one
+    /// of the others; a backslash takes the next character as it is. What is matched is a
+    /// text key as it is, and the parts of a tuple with `:` between them.
+    ///
+    /// A pattern that is a text and a `*` is an [invalidated prefix](Space::invalidate_prefix): one line,
+    /// and nothing is searched for. Any other has each tier walked through, in the background and
+    /// in steps of 512 keys, and each key that is found invalidated by a line of its own; matching
+    /// is done here, and no server ever gets the pattern. What is being loaded in the space
+    /// meanwhile, whatever its key, is not stored. What is stored while the walk is under way may
+    /// go or stay.
+    ///
+    /// Fails if the pattern cannot be read, if a tier could not be walked through to its end (what
+    /// was found until then is gone), or if the cache is closed.
+    pub fn remove_pattern<'a>(&'a self, pattern: &'a str) -> RemovePattern<'a> {
+        RemovePattern::new(&self.core, pattern)
+    }
+
+    /// That something was built from what is under `key`, to be given to
+    /// [`Insert::depends_on`] or [`Loaded::depends_on`]. The space has to be
+    /// [tracked](SpaceBuilder::tracked), or they fail.
+    pub fn dependency(&self, key: &K) -> Dependency {
+        Dependency::new(&self.core, key)
+    }
+
     /// Whether a fresh value is under `key`. Loads and copies nothing.
     ///
     /// # Errors
@@ -670,6 +730,43 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
         self
     }
 
+    /// Has what is built from entries of this space depend on them: invalidating or writing one of
+    /// them invalidates, in every tier and process, whatever was loaded while it was read, and what
+    /// was loaded while that was read. [`Insert::depends_on`] and [`Loaded::depends_on`] say the
+    /// same of what no loader reads.
+    ///
+    /// Seen is what a loader reads of this cache in its own future, by any verb, found or not; not
+    /// what it hands to tasks of its own, nor what it reads before its future runs. Each
+    /// invalidation and each write of a tracked space costs a second line, in the same exchange. An
+    /// entry that is renewed because it has expired leaves what was built from it as it is. A value
+    /// built from more than some hundred entries (256 names, tags included) is answered with and
+    /// not stored.
+    ///
+    /// Every process that writes to the space has to say so: what another one invalidates without
+    /// is not heard by what was built from it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// let prices = terrace.space::<str, u64>("price").tracked().build()?;
+    /// let totals = terrace.space::<str, u64>("total").build()?;
+    /// prices.insert("apple", 2).await?;
+    ///
+    /// let total = totals.get_or_load("cart", |_| {
+    ///     let prices = prices.clone();
+    ///     async move { Ok::<_, std::io::Error>(prices.get("apple").await.ok().flatten().map_or(0, |price| 3 * *price)) }
+    /// });
+    /// assert_eq!(*total.await?, 6);
+    ///
+    /// prices.insert("apple", 3).await?;
+    /// assert!(totals.get("cart").await?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn tracked(mut self) -> Self {
+        self.policy.is_tracked = true;
+        self
+    }
+
     /// Whether a tier that fails costs a miss, which is counted: yes unless set. If not, the call
     /// fails with [`Error::Tier`].
     pub fn graceful(mut self, is_graceful: bool) -> Self {
@@ -879,9 +976,13 @@ pub(crate) struct SpaceCore {
     pub(crate) name: Arc<str>,
     /// What stored keys begin with.
     prefix: Box<str>,
+    /// The tag by which authorities refuse what was loaded since before a sweep.
+    pub(crate) fence: Arc<str>,
     pub(crate) policy: Policy,
     /// Nothing is answered that the ledger has not just vouched for.
     pub(crate) confirms: bool,
+    /// What is built from its entries depends on them.
+    pub(crate) is_tracked: bool,
     pub(crate) codec: Codec,
     pub(crate) counters: Arc<SpaceCounters>,
     pub(crate) state: Arc<SpaceState>,
@@ -985,6 +1086,10 @@ pub(crate) struct Identity {
 pub(crate) struct Spaces {
     known: RwLock<Known>,
     unnamed: Arc<SpaceCounters>,
+    /// Names of those whose entries others are built from.
+    tracked: RwLock<HashSet<Arc<str>>>,
+    has_tracked: AtomicBool,
+    tracks_all: AtomicBool,
     tiers: usize,
 }
 
@@ -1007,7 +1112,25 @@ pub(crate) struct Registered {
 impl Spaces {
     /// No spaces yet, over `tiers` tiers, memory included.
     pub(crate) fn new(tiers: usize) -> Self {
-        Self { known: RwLock::default(), unnamed: Arc::new(SpaceCounters::new(tiers)), tiers }
+        Self {
+            known: RwLock::default(),
+            unnamed: Arc::new(SpaceCounters::new(tiers)),
+            tracked: RwLock::default(),
+            has_tracked: AtomicBool::new(false),
+            tracks_all: AtomicBool::new(false),
+            tiers,
+        }
+    }
+
+    /// Whether any space is tracked.
+    pub(crate) fn has_tracked(&self) -> bool {
+        self.has_tracked.load(Ordering::SeqCst)
+    }
+
+    /// Whether the space of this name in the ledger is.
+    pub(crate) fn is_tracked(&self, name: &str) -> bool {
+        self.has_tracked()
+            && (self.tracks_all.load(Ordering::SeqCst) || self.tracked.read().contains(name))
     }
 
     /// The space of this identity: its number and counters are the same each time,
@@ -1038,15 +1161,27 @@ impl Spaces {
         let counters = registered.map_or(&self.unnamed, |space| &space.counters);
         let state = registered.map(|space| Arc::clone(&space.state)).unwrap_or_default();
         let confirms = policy.is_strict && core.is_shared();
+        // What the cache says of dynamic keys, it says of all spaces.
+        let is_dynamic = title.is_empty();
+        if policy.is_tracked && is_dynamic {
+            self.tracks_all.store(true, Ordering::SeqCst);
+            self.has_tracked.store(true, Ordering::SeqCst);
+        } else if policy.is_tracked {
+            self.tracked.write().insert(Arc::clone(&name));
+            self.has_tracked.store(true, Ordering::SeqCst);
+        }
+        let is_tracked = self.is_tracked(&name);
         Arc::new(SpaceCore {
             core: Arc::clone(core),
             // Nobody opens four billion spaces.
             number: u32::try_from(index).unwrap_or(u32::MAX),
             title,
+            fence: implied::fence(&name),
             name,
             prefix: prefix.into(),
             policy,
             confirms,
+            is_tracked,
             codec,
             counters: Arc::clone(counters),
             state,
@@ -1107,6 +1242,7 @@ impl Registered {
             stale: counters.stale.load(Ordering::Relaxed),
             held_back: counters.held_back.load(Ordering::Relaxed),
             absent: counters.absent.load(Ordering::Relaxed),
+            untraced: counters.untraced.load(Ordering::Relaxed),
             overloaded: counters.overloaded.load(Ordering::Relaxed),
             load_time: counters.load_time.snapshot(),
         }

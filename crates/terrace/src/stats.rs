@@ -134,6 +134,8 @@ pub struct SpaceStats {
     pub held_back: u64,
     /// Loads that found that the source has no value.
     pub absent: u64,
+    /// Loads whose value was not stored because it was built from too much to be found by all of it.
+    pub untraced: u64,
     /// Loads that were given up because too many ran or waited.
     pub overloaded: u64,
     /// How long loads took.
@@ -262,6 +264,7 @@ pub(crate) struct SpaceCounters {
     pub(crate) stale: AtomicU64,
     pub(crate) held_back: AtomicU64,
     pub(crate) absent: AtomicU64,
+    pub(crate) untraced: AtomicU64,
     pub(crate) overloaded: AtomicU64,
     pub(crate) load_time: TimeCounters,
 }
@@ -278,6 +281,7 @@ impl SpaceCounters {
             stale: AtomicU64::new(0),
             held_back: AtomicU64::new(0),
             absent: AtomicU64::new(0),
+            untraced: AtomicU64::new(0),
             overloaded: AtomicU64::new(0),
             load_time: TimeCounters::default(),
         }

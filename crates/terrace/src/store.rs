@@ -58,6 +58,32 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         limit: usize,
     ) -> StoreResult<'a, Vec<(StoredKey, Bytes)>>;
 
+    /// Some of the keys that begin with `prefix`, after `position`, in an order of the store's own.
+    ///
+    /// One call does a bounded piece of work: it may look at about `limit` keys and find none.
+    /// Calling again with the position that it answers with goes on; none is the end. A key that is
+    /// there from the beginning to the end is told at least once.
+    ///
+    /// Unless a store knows a cheaper way, [`scan`](Store::scan) does it.
+    fn keys<'a>(
+        &'a self,
+        prefix: &'a str,
+        position: Option<&'a Position>,
+        limit: usize,
+    ) -> StoreResult<'a, KeyPage> {
+        Box::pin(async move {
+            let after = position.and_then(|position| StoredKey::parse(&position.0));
+            // What is not wanted, the frames, may be large.
+            let page = self.scan(after.as_ref(), limit.min(64)).await?;
+            let next = page.last().map(|(key, _)| Position(key.as_str().into()));
+            let keys = page.into_iter().map(|(key, _)| key);
+            Ok(KeyPage {
+                keys: keys.filter(|key| key.as_str().starts_with(prefix)).collect(),
+                next,
+            })
+        })
+    }
+
     /// How much is stored now.
     fn usage(&self) -> StoreResult<'_, Usage>;
 
@@ -93,6 +119,19 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 }
+
+/// Some keys of a store, and where to go on.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPage {
+    /// The keys that were found.
+    pub keys: Vec<StoredKey>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Position>,
+}
+
+/// Where a walk over the keys of a store goes on. Means something to that store alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position(pub Arc<str>);
 
 /// Who shares a store: the narrower first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -20,6 +20,7 @@ use crate::read::Wanted;
 use crate::runtime::{BoxFuture, in_task};
 use crate::source::{Change, NotWritten, Source, Write, WriteId};
 use crate::space::{Space, SpaceCore};
+use crate::tracking::Dependencies;
 use crate::write::{
     Encoded, EntryOptions, Settled, WRITERS_PATIENCE, checked_tags, checked_wanted, encode_first,
     insert_encoded,
@@ -200,7 +201,8 @@ where
         let settled = match (then, cached) {
             (Then::Insert(options), Some(cached)) => {
                 let entries = vec![(wanted.clone(), cached)];
-                insert_encoded(&space, Some(codec), entries, options, Tiers::default()).await?
+                let (from, everywhere) = (Dependencies::default(), Tiers::default());
+                insert_encoded(&space, Some(codec), entries, options, &from, everywhere).await?
             }
             _ => return Ok(core.forget(vec![Name::Key(name)]).await.settled),
         };

@@ -15,12 +15,12 @@ use crate::entry::{AnyEntry, Details, Entry, Meta};
 use crate::error::Error;
 use crate::frame::Header;
 use crate::freshness::{Life, Written};
+use crate::implied;
 use crate::key::{Key, KeyBuffer, KeyRef, StoredKey, tag_name};
 use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::{Name, Names, Stamp};
 use crate::options::Tiers;
 use crate::policy::Ttl;
-use crate::protocol::Standing;
 use crate::read::{self, Wanted};
 use crate::removal::of_other_types;
 use crate::runtime::BoxFuture;
@@ -28,6 +28,7 @@ use crate::space::{Mode, SpaceCore};
 use crate::stats::bump;
 use crate::store::{Put, StoreError, Stored};
 use crate::tier::OpenTier;
+use crate::tracking::{Dependencies, Dependency};
 use terrace_memory::{Attributes, Replace};
 
 /// Whether what was written or invalidated holds everywhere.
@@ -65,6 +66,7 @@ pub struct Insert<'a, K: ?Sized, V> {
     value: V,
     ttl: Ttl,
     tags: Result<Arc<[Arc<str>]>, Error>,
+    dependencies: Dependencies,
     version: Option<Arc<str>>,
     unwritten: Result<Tiers, Error>,
 }
@@ -89,6 +91,7 @@ impl<'a, K: ?Sized, V> Insert<'a, K, V> {
             value,
             ttl: Ttl::default(),
             tags: Ok(Arc::default()),
+            dependencies: Dependencies::default(),
             version: None,
             unwritten: Ok(Tiers::default()),
         }
@@ -107,6 +110,32 @@ impl<'a, K: ?Sized, V> Insert<'a, K, V> {
     /// The value carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
         Self { tags: checked_tags(tags), ..self }
+    }
+
+    /// The value was built from these: invalidating or writing one of them invalidates it.
+    ///
+    /// A dependency is what [`Space::dependency`](crate::Space::dependency) says of a key;
+    /// [`Dependency::on`] adds what was found there, whatever that was built from, and keeps the
+    /// value from being stored if it has been invalidated since.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let terrace = terrace::Terrace::builder().memory(terrace::Memory::bytes(1 << 20)).build().await?;
+    /// let users = terrace.space::<u64, String>("user").tracked().build()?;
+    /// let pages = terrace.space::<str, String>("page").build()?;
+    /// users.insert(&7, "Ada".into()).await?;
+    ///
+    /// if let Some(user) = users.get(&7).await? {
+    ///     let page = format!("<h1>{}</h1>", *user);
+    ///     pages.insert("/7", page).depends_on([users.dependency(&7).on(&user)]).await?;
+    /// }
+    /// users.invalidate(&7).await?;
+    /// assert!(pages.get("/7").await?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn depends_on(mut self, dependencies: impl IntoIterator<Item = Dependency>) -> Self {
+        self.dependencies.add(dependencies);
+        self
     }
 
     /// The source's version of the value: see [`Loaded::version`](crate::Loaded::version).
@@ -145,16 +174,14 @@ where
     type Output = Result<Settled, Error>;
     type IntoFuture = BoxFuture<'a, Self::Output>;
 
-    fn into_future(self) -> Self::IntoFuture {
+    fn into_future(mut self) -> Self::IntoFuture {
         Box::pin(async move {
-            let options = EntryOptions {
-                ttl: self.ttl,
-                tags: self.tags?,
-                version: self.version,
-                ..Default::default()
-            };
+            let tags = self.dependencies.joined(&self.tags?)?;
+            let (ttl, version) = (self.ttl, self.version);
+            let options = EntryOptions { ttl, tags, version, ..Default::default() };
             let (wanted, unwritten) = (checked_wanted(self.space, self.key)?, self.unwritten?);
-            insert(self.space, self.codec, vec![(wanted, self.value)], options, unwritten).await
+            let entries = vec![(wanted, self.value)];
+            insert(self.space, self.codec, entries, options, &self.dependencies, unwritten).await
         })
     }
 }
@@ -169,6 +196,7 @@ pub(crate) struct EntryOptions {
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
     pub(crate) load_time: Duration,
+    pub(crate) is_untraced: bool,
 }
 
 /// Tags as the ledger names them.
@@ -178,9 +206,7 @@ pub(crate) fn checked_tags<T: AsRef<str>>(
     let mut names: Vec<Arc<str>> = Vec::new();
     for tag in tags {
         let tag = tag.as_ref();
-        if tag.is_empty() || tag.len() > 256 {
-            return Err(Error::Tags("a tag is empty or too long"));
-        }
+        checked_tag(tag)?;
         let name = tag_name("", tag);
         if !names.contains(&name) {
             names.push(name);
@@ -190,6 +216,13 @@ pub(crate) fn checked_tags<T: AsRef<str>>(
         return Err(Error::Tags("there are too many tags"));
     }
     Ok(names.into())
+}
+
+pub(crate) fn checked_tag(tag: &str) -> Result<(), Error> {
+    if tag.is_empty() || tag.len() > 256 {
+        return Err(Error::Tags("a tag is empty or too long"));
+    }
+    Ok(())
 }
 
 /// Tags that an entry may carry.
@@ -222,7 +255,8 @@ pub(crate) async fn insert_many<K: Key + ?Sized, V: Send + Sync + 'static>(
         .into_iter()
         .map(|(key, value)| Ok((checked_wanted(space, key)?, value)))
         .collect::<Result<_, Error>>()?;
-    insert(space, codec, entries, EntryOptions::default(), Tiers::default()).await
+    let options = EntryOptions::default();
+    insert(space, codec, entries, options, &Dependencies::default(), Tiers::default()).await
 }
 
 /// Line, then memory, then each tier.
@@ -231,6 +265,7 @@ async fn insert<V: Send + Sync + 'static>(
     codec: Option<ValueCodec<V>>,
     entries: Vec<(Wanted, V)>,
     options: EntryOptions,
+    dependencies: &Dependencies,
     unwritten: Tiers,
 ) -> Result<Settled, Error> {
     let _underway = space.core.begin()?;
@@ -242,7 +277,7 @@ async fn insert<V: Send + Sync + 'static>(
         .into_iter()
         .map(|(wanted, value)| Ok((wanted, encode_first(space, codec, value)?)))
         .collect::<Result<Vec<_>, Error>>()?;
-    insert_encoded(space, codec, entries, options, unwritten).await
+    insert_encoded(space, codec, entries, options, dependencies, unwritten).await
 }
 
 /// The same for what is encoded.
@@ -251,21 +286,28 @@ pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
     codec: Option<ValueCodec<V>>,
     entries: Vec<(Wanted, Encoded<V>)>,
     options: EntryOptions,
+    dependencies: &Dependencies,
     unwritten: Tiers,
 ) -> Result<Settled, Error> {
-    let unwritten = if space.mode() == Mode::Off { Tiers::ALL } else { unwritten };
-    let names =
+    let mut unwritten = if space.mode() == Mode::Off { Tiers::ALL } else { unwritten };
+    let names: Vec<_> =
         entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(wanted.name(space)))).collect();
+    let dependents = space.core.dependents(&names);
     let invalidated = space.core.invalidate(names).await;
     // Lines of the same batch name only keys of the batch: its last position stamps all.
     let mut ticket = space.core.ticket();
     if let Some(position) = invalidated.position {
         ticket.stamp = position;
     }
-    let settled = store(space, codec, entries, &options, ticket, unwritten).await?;
-    Ok(match invalidated.settled {
-        Settled::Settled => settled,
-        pending => pending,
+    if !dependencies.stand(&space.core) {
+        unwritten = Tiers::ALL;
+    }
+    let stored = store(space, codec, entries, &options, ticket, unwritten).await;
+    // What was built meanwhile may have been built without it.
+    let named = space.core.invalidate_again(dependents).await;
+    Ok(match (invalidated.settled, named) {
+        (Settled::Settled, Settled::Settled) => stored?,
+        (Settled::Settled, pending) | (pending, _) => stored.map(|_| pending)?,
     })
 }
 
@@ -453,7 +495,7 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
                 && core.permits(ticket, names)
                 // Copies keep the stamp of another load.
                 && (meta.stamp == ticket.stamp
-                    || core.mirror.standing_in_full(meta.stamp, &names()) == Standing::Good)
+                    || core.mirror.standing_in_full(meta.stamp, &names()).stands())
         })
     };
     // A value that had to make room may panic when it is dropped. Nobody counts on this one
@@ -485,7 +527,7 @@ pub(crate) fn is_outdated_by(
     present: &Meta,
 ) -> bool {
     meta.source_age().is_older_than(present.source_age())
-        && space.core.standing_in_memory(space, key, present) == Standing::Good
+        && space.core.standing_in_memory(space, key, present).stands()
 }
 
 /// A new entry, and its bytes if they were needed already.
@@ -545,12 +587,14 @@ pub(crate) fn encode_first<V>(
 pub(crate) fn make<V>(space: &SpaceCore, encoded: Encoded<V>, options: &EntryOptions) -> Fresh<V> {
     let (life, written) = new_life(space, options);
     let size = encoded.bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
-    let details = Details {
-        tags: Arc::clone(&options.tags),
-        version: options.version.clone(),
-        last_modified: options.last_modified,
-        is_hashed: options.is_hashed,
-    };
+    let mut tags = Arc::clone(&options.tags);
+    if options.is_hashed {
+        // Lines about prefixes find it by this.
+        tags = tags.iter().cloned().chain([implied::long_keys(&space.name)]).collect();
+    }
+    let (version, is_hashed) = (options.version.clone(), options.is_hashed);
+    let mut details = Details::new(tags, version, options.last_modified, is_hashed);
+    details.is_untraced = options.is_untraced;
     let meta = Meta::new(options.stamp, life, written, details, space.weight_of::<V>(size))
         .loaded_in(options.load_time);
     meta.times.set_checked(space.core.clock.tick());
@@ -627,9 +671,11 @@ pub(crate) const WRITERS_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
     insert: Insert<'_, K, V>,
 ) -> Result<bool, Error> {
-    let Insert { space, codec, key, value, ttl, tags, version, unwritten } = insert;
+    let Insert { space, codec, key, value, ttl, tags, mut dependencies, version, unwritten } =
+        insert;
     let (_underway, unwritten) = (space.core.begin()?, unwritten?);
-    let options = EntryOptions { ttl, tags: tags?, version, ..EntryOptions::default() };
+    let tags = dependencies.joined(&tags?)?;
+    let options = EntryOptions { ttl, tags, version, ..EntryOptions::default() };
     let wanted = checked_wanted(space, key)?;
     let encoded = encode_first(space, codec, value)?;
     // Writers exclude each other, not loaders: "!" never ends the name of a key.
@@ -648,14 +694,23 @@ pub(crate) async fn insert_if_absent<K: Key + ?Sized, V: Send + Sync + 'static>(
         }
     };
     let inserted = {
-        let inserting =
-            insert_unless_there(space, codec, key, wanted, encoded, &options, unwritten);
+        let inserting = insert_unless_there(
+            space,
+            codec,
+            key,
+            wanted,
+            encoded,
+            &options,
+            &dependencies,
+            unwritten,
+        );
         while_held([&lease], pin!(inserting)).await
     };
     lease.release().await;
     inserted
 }
 
+#[expect(clippy::too_many_arguments, reason = "all that a write knows")]
 async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
@@ -663,6 +718,7 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
     wanted: Wanted,
     encoded: Encoded<V>,
     options: &EntryOptions,
+    dependencies: &Dependencies,
     unwritten: Tiers,
 ) -> Result<bool, Error> {
     let core = &space.core;
@@ -678,12 +734,17 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
         let appended = core.ask(append).await?;
         if let Some(appended) = appended {
             if !core.applied(std::slice::from_ref(&name), &appended).await {
-                core.hold_back(vec![name]);
+                core.hold_back(vec![name.clone()]);
                 ticket = core.ticket();
             }
             ticket.stamp = appended.position;
-            store(space, codec, vec![(wanted, encoded)], options, ticket, unwritten).await?;
-            return Ok(true);
+            let unwritten = if dependencies.stand(core) { unwritten } else { Tiers::ALL };
+            let dependents = core.dependents(std::slice::from_ref(&name));
+            core.invalidate_again(dependents.clone()).await;
+            let entries = vec![(wanted, encoded)];
+            let stored = store(space, codec, entries, options, ticket, unwritten).await;
+            core.invalidate_again(dependents).await;
+            return stored.map(|_| true);
         }
         // Somebody wrote or invalidated between: look again.
         let _ = core.follow().await;

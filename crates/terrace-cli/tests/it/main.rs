@@ -12,6 +12,7 @@ mod bad_input;
 mod commands;
 mod demo;
 mod health;
+mod invalidate;
 
 use std::ffi::OsStr;
 use std::io::Write as _;

@@ -38,7 +38,8 @@ use crate::group::{self, Group, Together};
 use crate::key::StoredKey;
 use crate::runtime::BoxFuture;
 use crate::store::{
-    Health, Put, Scope, Store, StoreError, StoreErrorKind, StoreResult, Stored, Usage,
+    Health, KeyPage, Position, Put, Scope, Store, StoreError, StoreErrorKind, StoreResult, Stored,
+    Usage,
 };
 use apart::Apart;
 use endpoint::{Access, Target};
@@ -608,6 +609,15 @@ impl Store for RedisStore {
         limit: usize,
     ) -> StoreResult<'a, Vec<(StoredKey, Bytes)>> {
         Box::pin(walk::scan(self, after, limit))
+    }
+
+    fn keys<'a>(
+        &'a self,
+        prefix: &'a str,
+        position: Option<&'a Position>,
+        limit: usize,
+    ) -> StoreResult<'a, KeyPage> {
+        Box::pin(walk::keys(self, prefix, position, limit))
     }
 
     /// Counted up to 10,000 entries; beyond that estimated from as many.

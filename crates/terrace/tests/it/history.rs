@@ -24,6 +24,9 @@ type Value = (u64, u64);
 struct Stage {
     terrace: Terrace,
     space: Space<u64, Value>,
+    /// What is built from each entry of that: the same.
+    built: Space<u64, Value>,
+    builds: bool,
     /// The version of each key, 0 for none, and the one before.
     source: Vec<[AtomicU64; 2]>,
     /// One load of so many tells the version before.
@@ -32,26 +35,31 @@ struct Stage {
     next: AtomicU64,
     /// Keys that memory was asked for.
     asked: AtomicU64,
+    /// Reads of what was built.
+    built_reads: AtomicU64,
     /// Calls that ended.
     ended: AtomicU64,
     _directory: TempDir,
 }
 
 impl Stage {
-    async fn new(keys: usize, lies: u64) -> Arc<Self> {
+    async fn new(keys: usize, lies: u64, builds: bool) -> Arc<Self> {
         let directory = tempfile::tempdir().unwrap();
         // Nothing is given up because the machine is busy: that would be a miss.
         let disk = Tier::from(Disk::at(directory.path())).deadlines(ms(60_000), ms(60_000));
         let memory = Memory::bytes(MEMORY);
         let terrace = Terrace::builder().memory(memory).tier("disk", disk).build().await.unwrap();
         Arc::new(Self {
-            space: terrace.space("space").forever().build().unwrap(),
+            space: terrace.space("space").forever().tracked().build().unwrap(),
+            built: terrace.space("built").forever().retry(ms(0), ms(0)).build().unwrap(),
             terrace,
             source: (0..keys).map(|_| [0, 0].map(AtomicU64::new)).collect(),
             lies,
+            builds,
             history: History::new().keeps_everything(),
             next: AtomicU64::new(1),
             asked: AtomicU64::new(0),
+            built_reads: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             _directory: directory,
         })
@@ -73,6 +81,7 @@ impl Stage {
         match random.u8(..100) {
             0..25 => self.get(key).await,
             25..60 => self.get_or_load(key, random).await,
+            60..68 if self.builds => self.get_built(key).await,
             60..80 => {
                 let keys: Vec<_> = (0..random.usize(1..8)).map(|_| self.pick(random)).collect();
                 self.get_many(&keys).await;
@@ -131,6 +140,30 @@ impl Stage {
         }
     }
 
+    /// A read of what was built from an entry is one of the entry.
+    async fn get_built(self: &Arc<Self>, key: u64) {
+        let look = self.history.reads(key);
+        let stage = Arc::clone(self);
+        let load = |_| async move {
+            let (inner, calls) = (Arc::clone(&stage), key % 3);
+            let load = stage.space.get_or_load(&key, |_| async move {
+                let version = inner.source[key as usize][0].load(Ordering::SeqCst);
+                inner.let_calls_end(calls).await;
+                if version == 0 { Err(Refused(key)) } else { Ok((key, version)) }
+            });
+            let found = load.tags([tag(key)]).await;
+            stage.let_calls_end(calls).await;
+            found.map(|found| *found).map_err(|_| Refused(key))
+        };
+        match self.built.get_or_load(&key, load).await {
+            Ok(found) => look.saw(seen(key, Some(&found))),
+            // Whoever shares a load that fails gets its error, whatever it had read.
+            Err(LoadError::Loader(_)) => drop(look),
+            Err(error) => panic!("{key}: {error}"),
+        }
+        self.built_reads.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Waits until so many more calls have ended, unless all of them wait like this.
     async fn let_calls_end(&self, calls: u64) {
         let target = self.ended.load(Ordering::Relaxed) + calls;
@@ -173,6 +206,24 @@ impl Stage {
         invalidation.ended();
     }
 
+    async fn invalidate_prefix(&self, prefix: u64) {
+        let prefix = prefix.to_string();
+        let begins = prefix.clone();
+        let named = move |key: &u64| key.to_string().starts_with(&begins);
+        let invalidation = self.history.invalidates_where(named);
+        self.space.invalidate_prefix(prefix.as_str()).await.everywhere();
+        invalidation.ended();
+    }
+
+    /// Those with this digit before their last.
+    async fn remove_pattern(&self, digit: u64) {
+        let invalidation =
+            self.history.invalidates_where(move |key| *key >= 10 && key / 10 % 10 == digit);
+        let removed = self.space.remove_pattern(&format!("*{digit}?")).await.unwrap();
+        assert!(removed.settled.is_settled());
+        invalidation.ended();
+    }
+
     async fn clear(&self) {
         let invalidation = self.history.invalidates_where(|_| true);
         self.space.clear().await.everywhere();
@@ -194,14 +245,16 @@ fn seen(key: u64, found: Option<&Value>) -> Seen {
 }
 
 /// Calls by all tasks at once, and what the history says of them. However many they are,
-/// a hundred invalidate a tag and four clear the space.
+/// a hundred invalidate a tag, another hundred a prefix, four remove what matches a pattern, and four
+/// clear the space.
 async fn play(
     calls: usize,
     keys: usize,
     lies: u64,
+    builds: bool,
 ) -> (Arc<Stage>, Result<Judged, Impossible<u64>>) {
     let mut random = random("history");
-    let stage = Stage::new(keys, lies).await;
+    let stage = Stage::new(keys, lies, builds).await;
     let made = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..TASKS {
@@ -210,6 +263,12 @@ async fn play(
             for _ in 0..calls / TASKS {
                 match made.fetch_add(1, Ordering::Relaxed) {
                     number if number % (calls / 4) == calls / 8 => stage.clear().await,
+                    number if number % (calls / 4) == calls / 16 => {
+                        stage.remove_pattern(random.u64(..10)).await;
+                    }
+                    number if number % (calls / 100) == calls / 200 => {
+                        stage.invalidate_prefix(random.u64(1..keys as u64)).await;
+                    }
                     number if number % (calls / 100) == 0 => {
                         stage.invalidate_tag(random.u64(..TAGS)).await;
                     }
@@ -226,7 +285,7 @@ async fn play(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c12_no_read_sees_what_no_order_of_the_calls_allows() {
     let calls = count(200_000, 10_000_000);
-    let (stage, judged) = play(calls, count(10_000, 200_000), 0).await;
+    let (stage, judged) = play(calls, count(10_000, 200_000), 0, false).await;
     let judged = judged.unwrap_or_else(|impossible| panic!("{impossible}"));
     let asked = stage.asked.load(Ordering::Relaxed);
     assert_eq!(judged.reads, asked);
@@ -250,10 +309,30 @@ async fn c12_no_read_sees_what_no_order_of_the_calls_allows() {
     assert!(stage.terrace.close().await);
 }
 
+/// What is built from entries is no older than they are, whatever names them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c12_what_is_built_from_entries_is_read_in_an_order_too() {
+    let calls = count(100_000, 4_000_000);
+    let (stage, judged) = play(calls, count(2_000, 100_000), 0, true).await;
+    judged.unwrap_or_else(|impossible| panic!("{impossible}"));
+    let (built, stats) = (stage.built_reads.load(Ordering::Relaxed), stage.terrace.stats().await);
+    let of_built = &stats.spaces[2];
+    for (what, happened) in [
+        ("reads of what was built", built),
+        ("loads of it", of_built.loads),
+        ("loads of it were superseded", of_built.superseded),
+        ("reads of it hit", of_built.tiers.iter().map(|(_, traffic)| traffic.hits).sum()),
+    ] {
+        println!("{happened} times: {what}");
+        assert!(happened * 1_000 > calls as u64, "only {happened} times: {what}");
+    }
+    assert!(stage.terrace.close().await);
+}
+
 /// The test above would see it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loader_that_tells_old_versions_is_found_out() {
-    let (_, judged) = play(20_000, 1_000, 50).await;
+    let (_, judged) = play(20_000, 1_000, 50, false).await;
     let impossible = judged.unwrap_err();
     assert!(impossible.others() > 10, "{impossible}");
 }

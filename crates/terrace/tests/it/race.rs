@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use terrace::{Disk, Memory, Space, Terrace, Tier};
+use terrace::{Disk, Loaded, Memory, Settled, Space, Terrace, Tier};
 use terrace_test::{ChaosStore, MapStore, Verb};
 use tokio::sync::{Barrier, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
@@ -15,16 +15,26 @@ use crate::support::{
 
 /// How a value is made to die.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Key,
     Tag,
+    Prefix,
+    Pattern,
     Space,
     Everything,
     Insert,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Key, Self::Tag, Self::Space, Self::Everything, Self::Insert];
+    const ALL: [Self; 7] = [
+        Self::Key,
+        Self::Tag,
+        Self::Prefix,
+        Self::Pattern,
+        Self::Space,
+        Self::Everything,
+        Self::Insert,
+    ];
 }
 
 type Numbers = Space<str, u64>;
@@ -34,6 +44,15 @@ async fn invalidate(terrace: &Terrace, space: &Numbers, key: &str, kind: Kind, n
     match kind {
         Kind::Key => space.invalidate(key).await.everywhere(),
         Kind::Tag => terrace.invalidate_tag(&format!("of:{key}")).await.everywhere(),
+        Kind::Prefix => {
+            let prefix = key.split_inclusive(':').next().unwrap_or(key);
+            space.invalidate_prefix(prefix).await.everywhere();
+        }
+        Kind::Pattern => {
+            let number = key.rsplit(':').next().unwrap_or(key);
+            let removed = space.remove_pattern(&format!("*{number}")).await.unwrap();
+            assert_eq!(removed.settled, Settled::Settled);
+        }
         Kind::Space => space.clear().await.everywhere(),
         Kind::Everything => terrace.clear().await.everywhere(),
         Kind::Insert => space.insert(key, next).tags([format!("of:{key}")]).await.everywhere(),
@@ -99,10 +118,39 @@ async fn call(
     waits: bool,
     floor: u64,
 ) {
+    call_so(calls, space, key, source, waits, floor, Manner::Plain).await;
+}
+
+/// How a call is made.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    Plain,
+    /// Only the loader knows the tag.
+    OwnTag,
+    Refresh,
+}
+
+async fn call_so(
+    calls: &mut JoinSet<()>,
+    space: &Numbers,
+    key: &str,
+    source: &Arc<Source>,
+    waits: bool,
+    floor: u64,
+    manner: Manner,
+) {
     let (space, source, key) = (space.clone(), Arc::clone(source), key.to_owned());
     let mut call = Box::pin(async move {
-        let call = space.get_or_load(&key, |_| source.load(waits)).tags([format!("of:{key}")]);
-        let found = *call.await.unwrap();
+        let tag = format!("of:{key}");
+        let of_loader = matches!(manner, Manner::OwnTag).then(|| tag.clone());
+        let call = space.get_or_load(&key, |_| async move {
+            source.load(waits).await.map(|value| Loaded::value(value).tags(of_loader))
+        });
+        let found = *match manner {
+            Manner::Plain => call.tags([tag]).await.unwrap(),
+            Manner::OwnTag => call.await.unwrap(),
+            Manner::Refresh => call.tags([tag]).refresh().await.unwrap(),
+        };
         assert!(found >= floor, "get_or_load of {key} began at {floor} and was told {found}");
     });
     if poll_once(call.as_mut()).await.is_pending() {
@@ -123,13 +171,14 @@ async fn look(space: &Numbers, key: &str, floor: u64, random: &mut fastrand::Rng
     );
 }
 
-/// One random order of loads, writes to the source, invalidations and reads of a key.
-/// Returns the version that is true in the end.
+/// One random order of loads, writes to the source, invalidations of some kinds and reads of a
+/// key. Returns the version that is true in the end.
 async fn one_order(
     terrace: &Terrace,
     space: &Numbers,
     key: &str,
     has_memory: bool,
+    kinds: &[Kind],
     random: &mut fastrand::Rng,
 ) -> u64 {
     let source = Source::new();
@@ -139,7 +188,11 @@ async fn one_order(
     for _ in 0..random.usize(4..16) {
         match random.u8(0..12) {
             0..=2 => call(&mut calls, space, key, &source, true, floor).await,
-            3 => call(&mut calls, space, key, &source, false, floor).await,
+            3 => {
+                let manners = [Manner::Plain, Manner::OwnTag, Manner::Refresh];
+                let (manner, waits) = (manners[random.usize(0..3)], random.bool());
+                call_so(&mut calls, space, key, &source, waits, floor, manner).await;
+            }
             4 => source.may_look.add_permits(1),
             5 => source.may_tell.add_permits(1),
             6 | 7 => look(space, key, floor, random).await,
@@ -149,7 +202,7 @@ async fn one_order(
             _ if invalidating.is_none() => {
                 let next = source.version() + 1;
                 source.version.store(next, Ordering::SeqCst);
-                let kind = Kind::ALL[random.usize(0..5)];
+                let kind = kinds[random.usize(0..kinds.len())];
                 let (terrace, space, key) = (terrace.clone(), space.clone(), key.to_owned());
                 let work = async move { invalidate(&terrace, &space, &key, kind, next).await };
                 if random.bool() {
@@ -186,13 +239,21 @@ async fn one_order(
 }
 
 async fn many_orders(layout: Layout) {
+    many_orders_of(layout, &Kind::ALL, count(2_000, 10_000)).await;
+}
+
+/// The same with some kinds of invalidations alone. What is read ages at once: hits have it
+/// loaded anew.
+pub(crate) async fn many_orders_of(layout: Layout, kinds: &[Kind], orders: usize) {
     let mut random = random("orders");
     let bed = Bed::new(layout).await;
-    let space = bed.space::<str, u64>("space").build().unwrap();
+    let space = bed.space::<str, u64>("space").refresh_at(0.0).build().unwrap();
     let mut last = Vec::new();
-    for order in 0..count(2_000, 10_000) {
-        let key = format!("key:{order}");
-        let version = one_order(&bed, &space, &key, layout.has_memory(), &mut random).await;
+    for order in 0..orders {
+        // Long ones are known to the ledger by their hash alone.
+        let part = if order % 8 == 7 { "long ".repeat(35) } else { "key".into() };
+        let key = format!("{part}:{order}");
+        let version = one_order(&bed, &space, &key, layout.has_memory(), kinds, &mut random).await;
         last.push((key, version));
     }
     let stats = &bed.stats().await.spaces[1];
@@ -633,7 +694,7 @@ async fn a_load_here_meets_an_invalidation_there() {
                 _ => {
                     let next = source.version() + 1;
                     source.version.store(next, Ordering::SeqCst);
-                    let kind = Kind::ALL[random.usize(0..5)];
+                    let kind = Kind::ALL[random.usize(0..Kind::ALL.len())];
                     invalidate(&caches[at], &spaces[at], &key, kind, next).await;
                     look(&spaces[at], &key, next, &mut random).await;
                 }

@@ -31,6 +31,7 @@ mod hot;
 mod isolated;
 mod jitter;
 mod least;
+mod names;
 mod no_scripts;
 mod parked;
 mod play;

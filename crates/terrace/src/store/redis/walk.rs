@@ -1,6 +1,7 @@
 //! The **walk** over all keys of a store, in bounded steps: the server answers others in between.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use super::RedisStore;
 use super::endpoint::Node;
 use super::reply::{array, bulk, fields, integer, odd, text};
 use crate::key::StoredKey;
-use crate::store::{Store as _, StoreError, StoreErrorKind, Usage};
+use crate::store::{KeyPage, Position, Store as _, StoreError, StoreErrorKind, Usage};
 
 /// Keys of the server that one step looks at.
 const STEP: usize = 512;
@@ -24,10 +25,17 @@ const REMEMBERED: usize = 100_000;
 /// Entries up to which they are counted one by one.
 const COUNTED: u64 = 10_000;
 
-/// Walks that were begun, by the key at which they stopped.
+/// Walks that were begun, by the key or the number at which they stopped.
 #[derive(Debug, Default)]
 pub(super) struct Walks {
-    paused: Mutex<VecDeque<(StoredKey, Walk)>>,
+    paused: Mutex<VecDeque<(Stop, Walk)>>,
+    numbers: AtomicU64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stop {
+    Key(StoredKey),
+    Number(u64),
 }
 
 #[derive(Debug)]
@@ -128,7 +136,7 @@ pub(super) async fn scan(
 ) -> Result<Vec<(StoredKey, Bytes)>, StoreError> {
     let mut walk = match after {
         None => Walk::over(store, ""),
-        Some(key) => store.shared.walks.resume(key)?,
+        Some(key) => store.shared.walks.resume(&Stop::Key(key.clone()))?,
     };
     loop {
         let keys = walk.page(store, limit).await?;
@@ -138,15 +146,45 @@ pub(super) async fn scan(
             keys.into_iter().zip(frames).filter_map(|(key, frame)| Some((key, frame?))).collect();
         if let Some((key, _)) = page.last() {
             // The page may end before what has just gone.
-            store.shared.walks.pause(key.clone(), walk);
+            store.shared.walks.pause(Stop::Key(key.clone()), walk);
             return Ok(page);
         }
         tracing::trace!(?last, "all of a page has gone meanwhile");
     }
 }
 
+/// Some keys that begin with `prefix`, after one look at about `limit` keys of the server.
+pub(super) async fn keys(
+    store: &RedisStore,
+    prefix: &str,
+    position: Option<&Position>,
+    limit: usize,
+) -> Result<KeyPage, StoreError> {
+    let mut walk = match position {
+        None => Walk::over(store, prefix),
+        Some(position) => {
+            let number = position.0.parse().unwrap_or(u64::MAX);
+            store.shared.walks.resume(&Stop::Number(number))?
+        }
+    };
+    let mut is_over = false;
+    for _ in 0..limit.div_ceil(STEP) {
+        is_over = !walk.step(store).await?;
+        if is_over {
+            break;
+        }
+    }
+    let found = walk.found.drain(..).filter(|key| key.as_str().starts_with(prefix)).collect();
+    let next = (!is_over).then(|| {
+        let number = store.shared.walks.numbers.fetch_add(1, Ordering::Relaxed);
+        store.shared.walks.pause(Stop::Number(number), walk);
+        Position(number.to_string().into())
+    });
+    Ok(KeyPage { keys: found, next })
+}
+
 impl Walks {
-    fn pause(&self, at: StoredKey, walk: Walk) {
+    fn pause(&self, at: Stop, walk: Walk) {
         let mut paused = self.paused.lock();
         if paused.len() == MOST_WALKS {
             paused.pop_front();
@@ -154,9 +192,9 @@ impl Walks {
         paused.push_back((at, walk));
     }
 
-    fn resume(&self, key: &StoredKey) -> Result<Walk, StoreError> {
+    fn resume(&self, stop: &Stop) -> Result<Walk, StoreError> {
         let mut paused = self.paused.lock();
-        let found = paused.iter().position(|(at, _)| at == key);
+        let found = paused.iter().position(|(at, _)| at == stop);
         let found = found.and_then(|found| paused.remove(found)).map(|(_, walk)| walk);
         // A server tells its keys in an order of its own, which only it can go on with.
         found.ok_or_else(|| {
