@@ -10,8 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use terrace::clock::Clock as _;
 use terrace::{
-    Acknowledge, Change, Disk, Error, Journal, LoadError, LoadMany, Loaded, Memory, Source, Space,
-    SpaceBuilder, Terrace, Tier, WriteBatch, WriteBehind, WriteId,
+    Acknowledge, Change, Disk, Error, Journal, LoadError, LoadMany, Loaded, Memory, Mode, Source,
+    Space, SpaceBuilder, Terrace, Tier, WriteBatch, WriteBehind, WriteId,
 };
 use terrace_test::{ManualClock, MapStore, sweep};
 use tokio::sync::Semaphore;
@@ -587,6 +587,31 @@ async fn random_writes_end_as_in_a_plain_map() {
         for cache in &caches {
             assert!(cache.close().await);
         }
+    }
+}
+
+/// The journal is no cache: what it holds is newer than the source, whatever the space does.
+#[tokio::test]
+async fn a_space_that_is_off_sees_what_the_source_does_not_have() {
+    for mode in [Mode::Off, Mode::Shadow] {
+        let directory = tempfile::tempdir().unwrap();
+        let table = Table::new();
+        table.set("key", 1);
+        let terrace = start(Layout::MemoryAndDisk, directory.path()).await;
+        let space = space(&terrace, &table).build().unwrap();
+        space.insert("other", 1).await.everywhere();
+        space.set_mode(mode);
+        space.insert_behind("key", 2).await.everywhere();
+        assert_eq!(load(&space, &table, "key").await, Some(2), "{mode:?}");
+        assert!(space.exists("key").await.unwrap(), "{mode:?}");
+        if mode == Mode::Off {
+            assert_eq!(*space.get("key").await.unwrap().unwrap(), 2);
+            assert!(!space.exists("other").await.unwrap());
+        }
+        table.open();
+        ends("a flush", space.flush()).await.unwrap();
+        assert_eq!(load(&space, &table, "key").await, Some(2), "{mode:?}");
+        assert_eq!(space.exists("key").await.unwrap(), mode == Mode::Shadow);
     }
 }
 
