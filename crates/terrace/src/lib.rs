@@ -88,7 +88,7 @@ pub use many::LoadMany;
 pub use space::{Mode, Space, SpaceBuilder};
 pub use stats::{GuardStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic};
 #[cfg(feature = "disk")]
-pub use store::disk::{Disk, DiskStore};
+pub use store::disk::{Disk, DiskEviction, DiskStore};
 #[cfg(feature = "redis")]
 pub use store::redis::{Redis, RedisStore};
 pub use terrace_memory::Eviction;

@@ -20,7 +20,6 @@ mod clock;
 mod conformance;
 mod copies;
 mod damaged;
-mod disk;
 mod errors;
 mod golden_frame;
 mod guard;
