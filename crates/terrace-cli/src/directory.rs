@@ -31,7 +31,7 @@ const LARGEST_VALUE: usize = 1 << 30;
 /// There is no memory tier, because nobody would read from it. Another program's entries must not
 /// be evicted because of one that this program writes, so the size has no bound here.
 pub(crate) async fn cache(directory: &Path) -> Result<Terrace, Failure> {
-    let disk = Disk::at(directory).max_bytes(u64::MAX);
+    let disk = Disk::at(directory).max_bytes(u64::MAX).keep_foreign();
     refuse_special_files(&disk.database())?;
     Ok(Terrace::builder().tier("disk", disk).build().await?)
 }
@@ -39,7 +39,8 @@ pub(crate) async fn cache(directory: &Path) -> Result<Terrace, Failure> {
 /// The same for reading: the cache must be there, and its largest values can be read.
 pub(crate) async fn existing_cache(directory: &Path) -> Result<Terrace, Failure> {
     must_exist(directory)?;
-    let disk = Disk::at(directory).max_bytes(u64::MAX).max_value_bytes(LARGEST_VALUE);
+    let disk = Disk::at(directory).max_bytes(u64::MAX).keep_foreign();
+    let disk = disk.max_value_bytes(LARGEST_VALUE);
     Ok(Terrace::builder().tier("disk", disk).build().await?)
 }
 
@@ -109,7 +110,7 @@ pub(crate) struct Directory {
 impl Directory {
     pub(crate) async fn open(path: &Path) -> Result<Self, Failure> {
         must_exist(path)?;
-        let store = Disk::at(path).max_bytes(u64::MAX).open()?;
+        let store = Disk::at(path).max_bytes(u64::MAX).keep_foreign().open()?;
         let ledger = match store.snapshot().await {
             Ok(ledger) => ledger,
             Err(error) => {

@@ -674,6 +674,9 @@ impl Core {
                 bytes: usage.bytes,
                 largest_bytes: largest,
                 evicted: usage.evicted,
+                files: usage.files,
+                disk_bytes: usage.disk_bytes,
+                free_bytes: usage.free_bytes,
                 guard,
             });
         }
@@ -700,9 +703,8 @@ impl Core {
             let memory = self.memory.as_ref()?;
             let stats = memory.stats();
             self.note_size(0, stats.peak_bytes);
-            let usage =
-                Usage { entries: stats.entries, bytes: stats.bytes, evicted: stats.evicted };
-            return Some(("memory".into(), usage));
+            let usage = Usage::new(stats.entries, stats.bytes);
+            return Some(("memory".into(), Usage { evicted: stats.evicted, ..usage }));
         };
         let tier = self.tiers.get(below)?;
         let usage = tier.guard.housekeep("measure a tier", || tier.store.usage()).await;

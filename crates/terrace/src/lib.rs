@@ -115,7 +115,7 @@ pub use stats::{
     GuardStats, JournalStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic,
 };
 #[cfg(feature = "disk")]
-pub use store::disk::{Disk, DiskStore};
+pub use store::disk::{Disk, DiskEviction, DiskStore};
 #[cfg(feature = "redis")]
 pub use store::redis::{Redis, RedisStore};
 pub use sweep::{RemovePattern, Removed};

@@ -74,6 +74,18 @@ pub(crate) async fn in_task<T: Send + 'static>(
     receiver.await.ok()
 }
 
+/// The output of `work`, which may block its thread: away from the caller's, where a Tokio runtime
+/// is at hand, and whatever becomes of the caller. `None` if it panicked, or its runtime is gone.
+#[cfg(feature = "disk")]
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => runtime.spawn_blocking(work).await.ok(),
+        Err(_) => Some(work()),
+    }
+}
+
 /// The output of `work`, or `None` if `limit` completes first.
 ///
 /// The limit is made only if `work` does not complete at once.

@@ -74,6 +74,12 @@ pub struct TierStats {
     pub largest_bytes: u64,
     /// Entries that had to leave to make room.
     pub evicted: u64,
+    /// Files that hold large values; only of a disk.
+    pub files: u64,
+    /// Bytes that all of it takes on the disk; only of a disk.
+    pub disk_bytes: u64,
+    /// Bytes among them that hold nothing and are used next: what is fragmented.
+    pub free_bytes: u64,
     /// What its guard did; nothing, for memory.
     pub guard: GuardStats,
 }

@@ -182,13 +182,19 @@ pub struct Usage {
     pub bytes: u64,
     /// Entries that had to leave to make room, since the store was opened.
     pub evicted: u64,
+    /// Files that hold large values, of a store that has such.
+    pub files: u64,
+    /// Bytes that all of it takes on the disk, of a store that is on one.
+    pub disk_bytes: u64,
+    /// Bytes among them that hold nothing and are used next.
+    pub free_bytes: u64,
 }
 
 impl Usage {
     /// So many entries of so many bytes.
     #[must_use]
     pub fn new(entries: u64, bytes: u64) -> Self {
-        Self { entries, bytes, evicted: 0 }
+        Self { entries, bytes, ..Self::default() }
     }
 }
 

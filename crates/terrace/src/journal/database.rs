@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use super::record::{checksum, key_hash};
 use crate::clock::WallTime;
 use crate::error::BuildError;
-use crate::store::disk::connection::{OpenError, begin_wal, connect, look};
+use crate::store::disk::connection::{begin_wal, connect, look};
 use crate::store::disk::{signed, unsigned};
 
 /// The name of the database in its directory.
@@ -65,6 +65,20 @@ pub(super) fn open(path: &Path) -> Result<Connection, BuildError> {
             std::io::Error::other(verdict),
         ),
     })
+}
+
+/// Why the database cannot be used.
+enum OpenError {
+    Sqlite(rusqlite::Error),
+    Foreign,
+    Newer(i32),
+    Damaged(String),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
 }
 
 fn open_tables(path: &Path) -> Result<Connection, OpenError> {

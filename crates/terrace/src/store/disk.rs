@@ -1,6 +1,9 @@
 //! The **disk store**: frames in a SQLite database, shared by every process that
 //! opens the same directory, and the ledger of all of them.
 //!
+//! Values that are not small are files beside it, and the directory as a whole stays within its
+//! bound at every instant.
+//!
 //! One thread writes and groups what waits into one transaction; reads take a
 //! pooled connection on the caller's own thread, because a point read costs a few
 //! microseconds and a hop to another thread costs more. SQLite is compiled in, so
@@ -10,27 +13,47 @@
 //! Rows are found by a 64-bit hash of their key as the integer primary key, with
 //! the full key beside it and compared; the file format is in docs/format.md.
 
+mod batch;
+mod budget;
+mod checkpoints;
+mod chores;
 pub(crate) mod connection;
+mod folder;
+mod large;
 mod ledger;
+mod opening;
+mod room;
+mod touches;
 mod writer;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::Connection;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::authority::Authority;
 use crate::clock::WallTime;
 use crate::error::BuildError;
 use crate::key::StoredKey;
+use crate::runtime::off_thread;
 use crate::store::{Put, Scope, Store, StoreError, StoreErrorKind, StoreResult, Stored, Usage};
-use writer::{Batch, Writer};
+use batch::Batch;
+use budget::{Budget, Cost, LEAST, Taken, length, log_of};
+use chores::Chores;
+use folder::Folder;
+use large::{Found, Underway};
+use opening::Opened;
+use room::{Room, Surroundings};
+use touches::Touches;
+use writer::Writer;
 
 pub use connection::sqlite_version;
+pub use touches::DiskEviction;
 
 /// The name of the database in its directory.
 pub const DATABASE: &str = "terrace.db";
@@ -52,6 +75,9 @@ pub struct Disk {
     pub(crate) directory: PathBuf,
     pub(crate) max_bytes: u64,
     pub(crate) max_value_bytes: usize,
+    inline_bytes: usize,
+    eviction: DiskEviction,
+    keeps_foreign: bool,
 }
 
 impl Disk {
@@ -59,19 +85,52 @@ impl Disk {
     /// not there. At most 1 GiB, values of at most 64 MiB.
     #[must_use]
     pub fn at(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), max_bytes: 1 << 30, max_value_bytes: 64 << 20 }
+        Self {
+            directory: directory.into(),
+            max_bytes: 1 << 30,
+            max_value_bytes: 64 << 20,
+            inline_bytes: 32 << 10,
+            eviction: DiskEviction::default(),
+            keeps_foreign: false,
+        }
     }
 
-    /// Keys and frames never take more than this; what expires soonest leaves first.
+    /// The directory never takes more than this on the disk: the database, its write-ahead log
+    /// and files of large values, whoever writes. 4 MiB at least; 1 GiB unless set.
+    ///
+    /// Entries leave before others come. Databases that were set aside, two at most, are beside
+    /// it. Processes that share a directory should give the same.
     #[must_use]
     pub fn max_bytes(self, max_bytes: u64) -> Self {
         Self { max_bytes, ..self }
     }
 
-    /// Larger values are not stored here.
+    /// Larger values are not stored here; nor are those of more than a quarter of
+    /// [`max_bytes`](Self::max_bytes).
     #[must_use]
     pub fn max_value_bytes(self, max_value_bytes: usize) -> Self {
         Self { max_value_bytes, ..self }
+    }
+
+    /// Entries up to this size are in the database, larger ones in files beside it: 32 KiB
+    /// unless set, 64 KiB at most.
+    #[must_use]
+    pub fn inline_bytes(self, inline_bytes: usize) -> Self {
+        Self { inline_bytes: inline_bytes.min(64 << 10), ..self }
+    }
+
+    /// Who leaves when it is full: what was not used for the longest time, unless set.
+    #[must_use]
+    pub fn eviction(self, eviction: DiskEviction) -> Self {
+        Self { eviction, ..self }
+    }
+
+    /// Refuses a directory with the database of another program, or of a newer version of this
+    /// library, and leaves it as it is. Unless set, such a database is set aside, and an empty
+    /// one begun.
+    #[must_use]
+    pub fn keep_foreign(self) -> Self {
+        Self { keeps_foreign: true, ..self }
     }
 
     /// Opens the store by itself, to be used without a cache: to look into it, say.
@@ -98,12 +157,20 @@ pub struct DiskStore {
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    budget: Budget,
     max_value_bytes: usize,
+    inline_bytes: usize,
     writer: Writer,
     readers: Mutex<Vec<Connection>>,
+    folder: Arc<Folder>,
+    underway: Underway,
+    touches: Arc<Touches>,
+    chores: Chores,
     evicted: Arc<AtomicU64>,
     /// Whether frames are judged by the ledger in this directory.
     is_judge: AtomicBool,
+    /// Let go of when no connection is open any more.
+    lock: Mutex<Option<Arc<File>>>,
 }
 
 impl DiskStore {
@@ -111,17 +178,45 @@ impl DiskStore {
         // Closing a file lets go of every lock that the process has on it: nobody may
         // hold one while another one makes the file.
         static OPENING: Mutex<()> = Mutex::new(());
+        if settings.max_bytes < LEAST {
+            return Err(BuildError::Setting("a disk tier needs at least 4 MiB: raise max_bytes"));
+        }
         let opening = OPENING.lock();
-        let path = connection::prepare(&settings.directory, DATABASE)?;
-        let connection = connection::open_database(&path)?;
+        let Opened { path, connection, folder, lock } = opening::open(settings)?;
         drop(opening);
+        let cannot = |doing| {
+            let path = path.clone();
+            move |error| BuildError::directory(&path, doing, error)
+        };
+        let root = path.parent().unwrap_or(&path);
+        let folder = Arc::new(Folder::new(root, folder).map_err(cannot("open its directory"))?);
+        let budget = Budget::new(settings.max_bytes);
+        let touches = Arc::new(Touches::new(settings.eviction));
         let evicted = Arc::new(AtomicU64::new(0));
-        let writer = Writer::start(connection, settings.max_bytes, Arc::clone(&evicted))
-            .map_err(|error| BuildError::directory(&path, "start its writer", error))?;
-        let max_value_bytes = settings.max_value_bytes;
-        let readers = Mutex::new(Vec::new());
-        let is_judge = AtomicBool::new(true);
-        let shared = Shared { path, max_value_bytes, writer, readers, evicted, is_judge };
+        let surroundings = Surroundings {
+            budget,
+            folder: Arc::clone(&folder),
+            touches: Arc::clone(&touches),
+            evicted: Arc::clone(&evicted),
+            lock: Arc::clone(&lock),
+        };
+        let writer = Room::new(connection, &path, surroundings).and_then(Writer::start);
+        let writer = writer.map_err(cannot("start its threads"))?;
+        let shared = Shared {
+            path,
+            budget,
+            max_value_bytes: settings.max_value_bytes,
+            inline_bytes: settings.inline_bytes,
+            writer,
+            readers: Mutex::new(Vec::new()),
+            folder,
+            underway: Underway::default(),
+            touches,
+            chores: Chores::default(),
+            evicted,
+            is_judge: AtomicBool::new(true),
+            lock: Mutex::new(Some(lock)),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -139,7 +234,9 @@ impl DiskStore {
     #[doc(hidden)]
     pub async fn settings(&self) -> Result<Vec<(String, String)>, StoreError> {
         let doing = "read the settings of the disk tier";
-        let writer = self.write(doing, |batch| connection::settings(batch.connection)).await?;
+        let writer = self
+            .write(doing, Cost::default(), |batch| connection::settings(batch.connection))
+            .await?;
         let reader = self.read(doing, connection::settings)?;
         let version = ("sqlite.version".to_owned(), sqlite_version().to_owned());
         let named = |who: &'static str, settings: Vec<(&'static str, String)>| {
@@ -149,35 +246,110 @@ impl DiskStore {
         Ok(all.chain(named("reader", reader)).collect())
     }
 
-    /// Runs a read on the caller's own thread.
     fn read<T: Send>(
         &self,
         doing: &'static str,
         question: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        if self.shared.writer.is_closed() {
-            return Err(StoreError::new(StoreErrorKind::Closed, doing));
-        }
-        let pooled = self.shared.readers.lock().pop();
-        let connection = match pooled {
-            Some(connection) => connection,
-            None => connection::reader(&self.shared.path).map_err(|error| failed(doing, error))?,
-        };
-        let answer = question(&connection).map_err(|error| failed(doing, error));
-        // A connection that failed may be the reason: it is not used again.
-        if answer.is_ok() {
-            self.shared.readers.lock().push(connection);
-        }
-        answer
+        self.shared.read(doing, question)
     }
 
     /// Runs a write on the writer's thread, with others that wait, in one transaction.
     async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
+        cost: Cost,
         change: impl FnMut(&mut Batch<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.shared.writer.run(doing, change).await
+        self.shared.writer.run(doing, cost, change).await
+    }
+
+    /// Does what may block its thread on another one; goes on if the caller does not wait.
+    async fn elsewhere<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Arc<Shared>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let done = off_thread(move || work(&shared)).await;
+        done.unwrap_or_else(|| Err(StoreError::new(StoreErrorKind::Closed, doing)))
+    }
+
+    /// Stores frames of which none goes into a file, in as many transactions as it takes.
+    async fn put_rows(&self, puts: &[Put]) -> Result<Vec<Stored>, StoreError> {
+        let (largest, is_judge) = (self.shared.largest(), self.shared.is_judge());
+        let mut stored = Vec::with_capacity(puts.len());
+        let mut left = puts;
+        while !left.is_empty() {
+            let (count, cost) = self.shared.first_change(left);
+            let (some, rest) = left.split_at(count);
+            let some = some.to_vec();
+            let change =
+                move |batch: &mut Batch<'_>| large::put_rows(batch, &some, largest, is_judge);
+            stored.extend(self.write("write to the disk tier", cost, change).await?);
+            left = rest;
+        }
+        Ok(stored)
+    }
+}
+
+impl Shared {
+    /// Runs a read on the caller's own thread.
+    fn read<T>(
+        &self,
+        doing: &'static str,
+        question: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        if self.writer.is_closed() {
+            return Err(StoreError::new(StoreErrorKind::Closed, doing));
+        }
+        let pooled = self.readers.lock().pop();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => connection::reader(&self.path).map_err(|error| failed(doing, error))?,
+        };
+        let answer = question(&connection).map_err(|error| failed(doing, error));
+        // A connection that failed may be the reason: it is not used again.
+        if answer.is_ok() && !self.writer.is_closed() {
+            self.readers.lock().push(connection);
+        }
+        answer
+    }
+
+    fn write_blocking<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        cost: Cost,
+        change: impl FnMut(&mut Batch<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.run_blocking(doing, cost, change)
+    }
+
+    fn is_judge(&self) -> bool {
+        self.is_judge.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the largest frame that is stored.
+    fn largest(&self) -> u64 {
+        (self.max_value_bytes as u64).min(self.budget.data / 4)
+    }
+
+    fn is_for_file(&self, put: &Put) -> bool {
+        put.frame.len() > self.inline_bytes && put.frame.len() as u64 <= self.largest()
+    }
+
+    /// How many of the frames one change takes, and what it adds.
+    fn first_change(&self, puts: &[Put]) -> (usize, Cost) {
+        let mut sum = Cost::default();
+        let mut count = 0;
+        for put in puts {
+            let next = sum.and(large::cost_of_row(put, put.frame.len().min(self.inline_bytes)));
+            if count > 0 && next.log() > self.budget.largest_change() {
+                break;
+            }
+            (sum, count) = (next, count + 1);
+        }
+        (count, sum)
     }
 }
 
@@ -187,44 +359,65 @@ impl Store for DiskStore {
     }
 
     fn get<'a>(&'a self, keys: &'a [StoredKey]) -> StoreResult<'a, Vec<Option<Bytes>>> {
-        let answer = self.read("read from the disk tier", |connection| {
-            keys.iter().map(|key| select(connection, key)).collect()
-        });
-        Box::pin(std::future::ready(answer))
+        Box::pin(large::get(&self.shared, keys))
     }
 
     fn put<'a>(&'a self, puts: &'a [Put]) -> StoreResult<'a, Vec<Stored>> {
-        let puts = puts.to_vec();
-        let largest = self.shared.max_value_bytes;
-        let is_judge = self.shared.is_judge.load(Ordering::Relaxed);
-        Box::pin(self.write("write to the disk tier", move |batch| {
-            puts.iter()
-                .map(|put| {
-                    if put.frame.len() > largest {
-                        // What was there before must not outlive what replaces it.
-                        batch.delete(&put.key)?;
-                        return Ok(Stored::TooLarge);
-                    }
-                    if is_judge && !ledger::permits(batch.connection, put)? {
-                        return Ok(Stored::Refused);
-                    }
-                    batch.insert(put)?;
-                    Ok(Stored::Yes)
-                })
-                .collect()
-        }))
+        Box::pin(async move {
+            if !puts.iter().any(|put| self.shared.is_for_file(put)) {
+                return self.put_rows(puts).await;
+            }
+            let mut stored = Vec::with_capacity(puts.len());
+            // One by one what is large; between them, as many as fit.
+            for some in puts.chunk_by(|one, next| {
+                !self.shared.is_for_file(one) && !self.shared.is_for_file(next)
+            }) {
+                if some.first().is_some_and(|put| self.shared.is_for_file(put)) {
+                    let some = some.to_vec();
+                    let put = move |shared: &Arc<Shared>| large::put(shared, some);
+                    stored.extend(self.elsewhere("write to the disk tier", put).await?);
+                } else {
+                    stored.extend(self.put_rows(some).await?);
+                }
+            }
+            Ok(stored)
+        })
     }
 
     fn remove<'a>(&'a self, keys: &'a [StoredKey]) -> StoreResult<'a, Vec<bool>> {
-        let keys = keys.to_vec();
-        Box::pin(self.write("remove from the disk tier", move |batch| {
-            keys.iter().map(|key| batch.delete(key)).collect()
-        }))
+        Box::pin(async move {
+            let mut removed = Vec::with_capacity(keys.len());
+            for some in keys.chunks(self.shared.budget.rows_at_once()) {
+                let (some, count) = (some.to_vec(), some.len());
+                let change = move |batch: &mut Batch<'_>| {
+                    some.iter().map(|key| batch.delete(key)).collect::<Result<Vec<_>, _>>()
+                };
+                let cost = Cost::rows(count);
+                removed.extend(self.write("remove from the disk tier", cost, change).await?);
+            }
+            Ok(removed)
+        })
     }
 
     fn clear<'a>(&'a self, prefix: &'a str) -> StoreResult<'a, u64> {
-        let prefix = prefix.to_owned();
-        Box::pin(self.write("clear the disk tier", move |batch| batch.clear(&prefix)))
+        const CLEARING: &str = "clear the disk tier";
+        let prefix: Arc<str> = prefix.into();
+        Box::pin(self.elsewhere(CLEARING, move |shared| {
+            let most = shared.budget.rows_at_once();
+            let (mut gone, mut after) = (0, i64::MIN);
+            loop {
+                let prefix = Arc::clone(&prefix);
+                let (some, last) =
+                    shared.write_blocking(CLEARING, Cost::rows(most), move |batch| {
+                        batch.clear(&prefix, after, most)
+                    })?;
+                gone += some;
+                match last {
+                    Some(last) => after = last,
+                    None => return Ok(gone),
+                }
+            }
+        }))
     }
 
     fn scan<'a>(
@@ -232,18 +425,44 @@ impl Store for DiskStore {
         after: Option<&'a StoredKey>,
         limit: usize,
     ) -> StoreResult<'a, Vec<(StoredKey, Bytes)>> {
-        let answer = self.read("scan the disk tier", |connection| scan(connection, after, limit));
-        Box::pin(std::future::ready(answer))
+        let after = after.map_or(i64::MIN, |key| row_id(key.as_str()));
+        Box::pin(async move {
+            let found =
+                self.read("scan the disk tier", |connection| scan(connection, after, limit));
+            let found = found?;
+            self.elsewhere("scan the disk tier", move |shared| {
+                let mut rows = Vec::with_capacity(found.len());
+                for (key, found) in found {
+                    let frame = match found {
+                        Found::Nothing => None,
+                        Found::Inline(frame) => Some(frame),
+                        Found::File { number, length } => {
+                            large::read_file(&shared.folder, number, length)?
+                        }
+                    };
+                    // One that is gone meanwhile was there when we looked: the next scan goes on
+                    // after it.
+                    rows.push((key, frame.unwrap_or_default()));
+                }
+                Ok(rows)
+            })
+            .await
+        })
     }
 
     fn usage(&self) -> StoreResult<'_, Usage> {
         let answer = self.read("measure the disk tier", |connection| {
-            let mut statement = connection.prepare_cached("SELECT entries, bytes FROM usage")?;
+            let taken = Taken::measure(connection, &self.shared.path)?;
+            let mut statement =
+                connection.prepare_cached("SELECT entries, bytes, files FROM usage")?;
             statement.query_row([], |row| {
                 Ok(Usage {
                     entries: unsigned(row.get(0)?),
                     bytes: unsigned(row.get(1)?),
                     evicted: self.shared.evicted.load(Ordering::Relaxed),
+                    files: unsigned(row.get(2)?),
+                    disk_bytes: taken.all() + length(&log_of(&self.shared.path)).unwrap_or(0),
+                    free_bytes: taken.free,
                 })
             })
         });
@@ -259,55 +478,35 @@ impl Store for DiskStore {
     }
 
     fn maintain(&self, now: WallTime) -> StoreResult<'_, ()> {
-        Box::pin(async move {
-            // An empty sweep would still be a write: look first.
-            let due = self.read("look for expired entries", |connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT 1 WHERE EXISTS (SELECT 1 FROM entry WHERE expires <= ?1)
-                         OR EXISTS (SELECT 1 FROM counter WHERE expires <= ?1)
-                         OR EXISTS (SELECT 1 FROM lease WHERE until <= ?1)",
-                    )?
-                    .exists([signed(now.as_millis())])
-            })?;
-            if due {
-                self.write("sweep the disk tier", move |batch| batch.sweep(now)).await?;
-            }
-            Ok(())
-        })
+        Box::pin(
+            self.elsewhere("clean up the disk tier", move |shared| chores::do_some(shared, now)),
+        )
     }
 
     fn close(&self) -> StoreResult<'_, ()> {
         Box::pin(async {
             self.shared.readers.lock().clear();
             self.shared.writer.close().await;
+            self.shared.lock.lock().take();
             Ok(())
         })
     }
 }
 
-fn select(connection: &Connection, key: &StoredKey) -> rusqlite::Result<Option<Bytes>> {
-    let mut statement =
-        connection.prepare_cached("SELECT frame FROM entry WHERE id = ?1 AND key = ?2")?;
-    statement
-        .query_row(params![row_id(key.as_str()), key.as_str()], |row| row.get::<_, Vec<u8>>(0))
-        .optional()
-        .map(|frame| frame.map(Bytes::from))
-}
-
 fn scan(
     connection: &Connection,
-    after: Option<&StoredKey>,
+    after: i64,
     limit: usize,
-) -> rusqlite::Result<Vec<(StoredKey, Bytes)>> {
-    let mut statement =
-        connection.prepare_cached("SELECT key, frame FROM entry WHERE id > ?1 ORDER BY id")?;
-    let after = after.map_or(i64::MIN, |key| row_id(key.as_str()));
+) -> rusqlite::Result<Vec<(StoredKey, Found)>> {
+    let mut statement = connection
+        .prepare_cached("SELECT key, file, frame FROM entry WHERE id > ?1 ORDER BY id")?;
     let rows = statement.query_map([after], |row| {
         // A row that nobody of us could have written is not ours to show.
         let key = row.get_ref(0)?.as_str().ok().and_then(StoredKey::parse);
-        let frame = row.get_ref(1)?.as_blob().ok().map(Bytes::copy_from_slice);
-        Ok(key.zip(frame))
+        let file = row.get_ref(1)?.as_i64_or_null().ok();
+        let frame = row.get_ref(2)?.as_blob().ok();
+        let (Some(key), Some(file), Some(frame)) = (key, file, frame) else { return Ok(None) };
+        Ok(Some((key, large::found(connection, file, || Ok(frame.to_vec()))?)))
     })?;
     let ours = rows.filter_map(Result::transpose);
     ours.take(limit).collect()

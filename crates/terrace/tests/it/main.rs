@@ -22,7 +22,6 @@ mod conformance;
 mod copies;
 mod damaged;
 mod depends;
-mod disk;
 mod errors;
 mod events;
 mod golden_frame;

@@ -7,19 +7,14 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::writer::Batch;
+use super::batch::Batch;
+use super::budget::Cost;
 use super::{DiskStore, signed, unsigned};
 use crate::authority::{Answer, Appended, Authority};
 use crate::clock::WallTime;
 use crate::ledger::{Line, Name, Names, Stamp};
 use crate::protocol::{Follow, Lease, Leased, Snapshot};
 use crate::store::{Put, Scope};
-
-/// Lines that are kept for those who follow and for tickets.
-const KEPT_LINES: i64 = 65_536;
-
-/// Tags, spaces and prefixes that are kept, of each kind.
-const KEPT_MARKS: i64 = 65_536;
 
 /// How many lines may pass between two looks at what can be forgotten.
 const TRIM_EVERY: u64 = 1024;
@@ -44,7 +39,8 @@ impl Authority for DiskStore {
 
     fn append<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Appended> {
         let names = names.to_vec();
-        Box::pin(self.write("append to the ledger", move |batch| append(batch, &names)))
+        let cost = Cost::lines(names.len());
+        Box::pin(self.write("append to the ledger", cost, move |batch| append(batch, &names)))
     }
 
     fn append_if_unnamed<'a>(
@@ -55,7 +51,7 @@ impl Authority for DiskStore {
     ) -> Answer<'a, Option<Appended>> {
         let (key, space, tags) =
             (names.key.to_owned(), names.space.to_owned(), names.tags.to_vec());
-        Box::pin(self.write("append to the ledger", move |batch| {
+        Box::pin(self.write("append to the ledger", Cost::lines(1), move |batch| {
             let names = Names { key: &key, space: &space, tags: &tags };
             if !is_unnamed(batch.connection, ticket, &names)? {
                 return Ok(None);
@@ -94,7 +90,7 @@ impl Authority for DiskStore {
         until: WallTime,
     ) -> Answer<'a, Leased> {
         let key = Arc::clone(key);
-        Box::pin(self.write("ask for a lease", move |batch| {
+        Box::pin(self.write("ask for a lease", Cost::rows(1), move |batch| {
             let held = batch
                 .connection
                 .prepare_cached("SELECT until FROM lease WHERE name = ?1 AND until > ?2")?
@@ -115,7 +111,7 @@ impl Authority for DiskStore {
 
     fn renew<'a>(&'a self, key: &'a str, token: u64, until: WallTime) -> Answer<'a, bool> {
         let key = key.to_owned();
-        Box::pin(self.write("renew a lease", move |batch| {
+        Box::pin(self.write("renew a lease", Cost::rows(1), move |batch| {
             let changed = batch
                 .connection
                 .prepare_cached("UPDATE lease SET until = ?3 WHERE name = ?1 AND token = ?2")?
@@ -126,7 +122,7 @@ impl Authority for DiskStore {
 
     fn release<'a>(&'a self, key: &'a str, token: u64) -> Answer<'a, ()> {
         let key = key.to_owned();
-        Box::pin(self.write("release a lease", move |batch| {
+        Box::pin(self.write("release a lease", Cost::rows(1), move |batch| {
             batch
                 .connection
                 .prepare_cached("DELETE FROM lease WHERE name = ?1 AND token = ?2")?
@@ -143,18 +139,25 @@ impl Authority for DiskStore {
         expires: Option<WallTime>,
     ) -> Answer<'a, i64> {
         let key = Arc::clone(key);
-        Box::pin(self.write("count", move |batch| {
-            let expires = expires.map_or(i64::MAX, |time| signed(time.as_millis()));
-            let value = counter(batch.connection, &key, now)?;
-            let sum = value.unwrap_or(0).saturating_add(by);
-            let statement = if value.is_some() {
-                "UPDATE counter SET value = ?2 WHERE name = ?1 AND ?3 = ?3"
-            } else {
-                "INSERT OR REPLACE INTO counter VALUES (?1, ?2, ?3)"
-            };
-            batch.connection.prepare_cached(statement)?.execute(params![&*key, sum, expires])?;
-            Ok(sum)
-        }))
+        Box::pin(self.write(
+            "count",
+            Cost { rows: 1, pages: 256, ..Cost::default() },
+            move |batch| {
+                let expires = expires.map_or(i64::MAX, |time| signed(time.as_millis()));
+                let value = counter(batch.connection, &key, now)?;
+                let sum = value.unwrap_or(0).saturating_add(by);
+                let statement = if value.is_some() {
+                    "UPDATE counter SET value = ?2 WHERE name = ?1 AND ?3 = ?3"
+                } else {
+                    "INSERT OR REPLACE INTO counter VALUES (?1, ?2, ?3)"
+                };
+                batch
+                    .connection
+                    .prepare_cached(statement)?
+                    .execute(params![&*key, sum, expires])?;
+                Ok(sum)
+            },
+        ))
     }
 
     fn counter<'a>(&'a self, key: &'a str, now: WallTime) -> Answer<'a, Option<i64>> {
@@ -230,7 +233,7 @@ fn append(batch: &mut Batch<'_>, names: &[Name]) -> rusqlite::Result<Appended> {
         }
         held.push(void(batch, name)?);
         if number.is_multiple_of(TRIM_EVERY) {
-            trim(batch.connection, number)?;
+            trim(batch.connection, number, batch.ledger_lines)?;
         }
     }
     let (incarnation, _) = origin(batch.connection)?;
@@ -265,14 +268,15 @@ fn void(batch: &mut Batch<'_>, name: &Name) -> rusqlite::Result<bool> {
     }
 }
 
-/// Forgets the oldest lines; of the names, the oldest, with the floor.
-fn trim(connection: &Connection, last: u64) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM ledger WHERE number <= ?1", [signed(last) - KEPT_LINES])?;
+/// Forgets the oldest lines, beyond those that are `kept` for those who follow and for tickets; of
+/// the names of each kind, the oldest, with the floor.
+fn trim(connection: &Connection, last: u64, kept: i64) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM ledger WHERE number <= ?1", [signed(last) - kept])?;
     for kind in [Kind::TAG, Kind::SPACE, Kind::PREFIX] {
         let oldest_to_go: Option<i64> = connection
             .query_row(
                 "SELECT number FROM mark WHERE kind = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2",
-                [kind, KEPT_MARKS],
+                [kind, kept],
                 |row| row.get(0),
             )
             .optional()?;

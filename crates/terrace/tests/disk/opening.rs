@@ -7,7 +7,6 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -15,7 +14,7 @@ use terrace::clock::WallTime;
 use terrace::key::StoredKey;
 use terrace::ledger::Stamp;
 use terrace::store::{Put, Store, Stored};
-use terrace::{BuildError, Compression, Disk, DiskStore, Memory, Terrace, Tier};
+use terrace::{BuildError, Disk, DiskStore, Memory, Terrace};
 
 use crate::support::{count, ms, random};
 
@@ -55,7 +54,9 @@ fn measured(database: &Connection) -> [(u64, u64); 2] {
     database
         .query_row(
             "SELECT entries, bytes, (SELECT count(*) FROM entry),
-                 (SELECT coalesce(sum(length(key) + length(frame)), 0) FROM entry) FROM usage",
+                 (SELECT coalesce(sum(length(key) + length(frame)), 0) FROM entry)
+                     + (SELECT coalesce(sum(file.bytes), 0) FROM entry JOIN file ON file.id = file)
+             FROM usage",
             [],
             |row| {
                 let number = |index| row.get::<_, i64>(index).map(i64::cast_unsigned);
@@ -91,99 +92,9 @@ async fn d11_the_sqlite_that_runs_is_safe_and_set_up_as_it_must_be() {
             is("synchronous", "1");
             is("busy_timeout", "5000");
             is("query_only", if connection == "reader" { "1" } else { "0" });
+            is("wal_autocheckpoint", if connection == "reader" { "1000" } else { "0" });
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_stored_stays_below_its_bound_at_every_instant() {
-    const MOST: usize = MIB;
-    let directory = tempfile::tempdir().unwrap();
-    let disk = Tier::from(Disk::at(directory.path()).max_bytes(MOST as u64))
-        .compression(Compression::off());
-    let terrace = Terrace::builder().tier("disk", disk).build().await.unwrap();
-
-    let done = Arc::new(AtomicBool::new(false));
-    let watched = (directory.path().to_owned(), Arc::clone(&done));
-    let watcher = std::thread::spawn(move || {
-        let (directory, done) = watched;
-        let (database, mut samples, mut largest) = (database(&directory), 0_u64, 0);
-        while !done.load(Ordering::Acquire) {
-            let [counted, stored] = measured(&database);
-            assert_eq!(counted, stored, "usage and what is there");
-            assert!(stored.1 <= MOST as u64, "{} bytes", stored.1);
-            (samples, largest) = (samples + 1, largest.max(stored.1));
-        }
-        (samples, largest)
-    });
-    let mut random = random("values of eight tasks");
-    let tasks: Vec<_> = (0..8)
-        .map(|task| {
-            let (terrace, mut random) = (terrace.clone(), random.fork());
-            tokio::spawn(async move {
-                for _ in 0..count(150, 3_000) {
-                    let key = format!("task {}: {}", (task + random.usize(..2)) % 8, random.u8(..));
-                    match random.u8(..10) {
-                        0 => drop(terrace.invalidate(&key).await.unwrap()),
-                        1 => drop(terrace.get::<String>(&key).await.unwrap()),
-                        _ => {
-                            let value = "v".repeat(random.usize(..32 * KIB));
-                            let ttl = Duration::from_secs(random.u64(60..600));
-                            let _ = terrace.set(&key, &value).ttl(ttl).await.unwrap();
-                        }
-                    }
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    done.store(true, Ordering::Release);
-    let (samples, largest) = watcher.join().unwrap();
-    assert!(samples > 10, "{samples} samples are not enough");
-    assert!(largest > MOST as u64 / 2, "it was never near its bound: {largest}");
-
-    let stats = terrace.stats().await.tiers[0].clone();
-    let [counted, stored] = measured(&database(directory.path()));
-    assert_eq!(counted, stored);
-    assert_eq!((stats.entries, stats.bytes), stored);
-    assert!(stats.evicted > 0);
-    assert_eq!(stats.traffic.errors, 0);
-}
-
-#[tokio::test]
-async fn eviction_takes_what_expires_soonest_and_no_more_than_it_must() {
-    const SIZE: usize = 100 * KIB;
-    let directory = tempfile::tempdir().unwrap();
-    let store = Disk::at(directory.path()).max_bytes(10 * SIZE as u64).open().unwrap();
-    for number in 0..30_u64 {
-        // Every third one is to expire before those that are there.
-        let expires = if number % 3 == 0 { 1_000 - number } else { 1_000 + number };
-        let put = put(&store, &number.to_string(), SIZE, Some(expires)).await;
-        assert_eq!(store.put(&[put]).await.unwrap(), [Stored::Yes]);
-        let usage = store.usage().await.unwrap();
-        assert_eq!(usage.evicted, number + 1 - usage.entries, "after {number}");
-        assert!(usage.bytes <= 10 * SIZE as u64);
-        assert_eq!(usage.entries, (number + 1).min(9), "as many as fit, keys included");
-    }
-    let latest: Vec<StoredKey> = (0..30)
-        .filter(|number| number % 3 != 0)
-        .rev()
-        .take(9)
-        .map(|n| key(&n.to_string()))
-        .collect();
-    assert!(store.get(&latest).await.unwrap().iter().all(Option::is_some));
-
-    // What never expires leaves last, and something that fills it all leaves nothing else.
-    let for_ever = put(&store, "for ever", 10 * SIZE - 200, None).await;
-    assert_eq!(store.put(&[for_ever]).await.unwrap(), [Stored::Yes]);
-    let usage = store.usage().await.unwrap();
-    assert_eq!((usage.entries, usage.evicted), (1, 30));
-    let soon = put(&store, "soon", SIZE, Some(5)).await;
-    assert_eq!(store.put(&[soon]).await.unwrap(), [Stored::Yes]);
-    let left = store.get(&[key("for ever"), key("soon")]).await.unwrap();
-    assert!(left[0].is_some() && left[1].is_none());
 }
 
 #[cfg(unix)]
@@ -198,14 +109,14 @@ fn d10_private_files_in_spite_of_the_umask() {
         let child = Command::new("sh")
             .args(["-c", "umask 000; exec \"$0\" \"$@\""])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "disk::d10_private_files_in_spite_of_the_umask", "--nocapture"])
+            .args(["--exact", "opening::d10_private_files_in_spite_of_the_umask", "--nocapture"])
             .env(DIRECTORY, parent.path())
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&child.stdout);
         let complained = String::from_utf8_lossy(&child.stderr);
         assert!(child.status.success(), "{said}\n{complained}");
-        assert!(said.contains("looked at 11 files"), "{said}");
+        assert!(said.contains("looked at 18 files"), "{said}");
         return;
     };
     let parent = PathBuf::from(parent);
@@ -220,34 +131,51 @@ fn d10_private_files_in_spite_of_the_umask() {
         for level in ["caches", "caches/of", "caches/of/shop"] {
             assert_eq!(mode(&parent.join(level)), 0o700, "{level}");
         }
-        let mut found: Vec<_> = fs::read_dir(&directory)
-            .unwrap()
-            .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let (mut found, mut large) = (Vec::new(), 0);
+        for file in fs::read_dir(&directory).unwrap() {
+            let file = file.unwrap();
+            let name = file.file_name().into_string().unwrap();
+            if !name.starts_with("files-") {
+                found.push(name);
+                continue;
+            }
+            assert_eq!(mode(&file.path()), 0o700, "{name}");
+            for shard in fs::read_dir(file.path()).unwrap().map(Result::unwrap) {
+                assert_eq!(mode(&shard.path()), 0o700, "{shard:?}");
+                for value in fs::read_dir(shard.path()).unwrap().map(Result::unwrap) {
+                    assert_eq!(mode(&value.path()), 0o600, "{value:?}");
+                    large += 1;
+                }
+            }
+        }
         found.sort();
         assert_eq!(found, names);
         for name in names {
             assert_eq!(mode(&directory.join(name)), 0o600, "{name}");
-            files += 1;
         }
+        assert!(large > 0, "there is a large value");
+        files += names.len() + 1;
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let use_it = || {
         let terrace = runtime.block_on(cache(&directory));
-        let _ = runtime.block_on(async { terrace.set("key", &"v".repeat(MIB)).await.unwrap() });
+        // Bytes that nothing packs into fewer.
+        let large: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(MIB).collect();
+        let _ = runtime.block_on(async { terrace.set("key", &large).await.unwrap() });
         terrace
     };
-    let open = ["terrace.db", "terrace.db-shm", "terrace.db-wal"];
+    let open = ["terrace.db", "terrace.db-shm", "terrace.db-wal", "terrace.lock"];
     let terrace = use_it();
     are_private(&open);
     runtime.block_on(terrace.close());
     fs::write(directory.join("terrace.db"), "garbage".repeat(1_000)).unwrap();
     let terrace = use_it();
-    are_private(&[&open[..], &["terrace.db.damaged-1"]].concat());
+    let aside = [&open[..3], &["terrace.db.damaged-1"], &open[3..]].concat();
+    are_private(&aside);
     runtime.block_on(terrace.close());
     // What was private stays private when it is opened again.
     let terrace = use_it();
-    are_private(&["terrace.db", "terrace.db-shm", "terrace.db-wal", "terrace.db.damaged-1"]);
+    are_private(&aside);
     runtime.block_on(terrace.close());
     println!("looked at {files} files");
 }
@@ -282,46 +210,6 @@ async fn a_value_that_is_too_large_takes_the_older_one_away() {
     terrace.close().await;
     let terrace = build().await;
     assert_eq!(get(&terrace, "key").await, None);
-}
-
-#[tokio::test]
-async fn what_has_expired_is_swept_and_its_room_given_back() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Disk::at(directory.path()).open().unwrap();
-    let at = |seconds: u64| Some(seconds * 1_000);
-    for (name, expires) in [("one", at(1)), ("two", at(2)), ("three", at(3)), ("ever", None)] {
-        let put = put(&store, name, MIB, expires).await;
-        assert_eq!(store.put(&[put]).await.unwrap(), [Stored::Yes]);
-    }
-    let number = |name: &str| -> u32 {
-        database(directory.path()).pragma_query_value(None, name, |row| row.get(0)).unwrap()
-    };
-    let before = number("page_count");
-    assert!(before > 4 * MIB as u32 / 4096, "{before}");
-
-    let all = ["one", "two", "three", "ever"].map(key);
-    let left = async |now: u64| {
-        store.maintain(WallTime::from_millis(now)).await.unwrap();
-        let [counted, stored] = measured(&database(directory.path()));
-        assert_eq!(counted, stored);
-        assert_eq!(store.usage().await.unwrap().entries, stored.0);
-        store.get(&all).await.unwrap().iter().map(|frame| u8::from(frame.is_some())).sum::<u8>()
-    };
-    assert_eq!(left(0).await, 4);
-    assert_eq!(left(999).await, 4);
-    assert_eq!(left(1_000).await, 3);
-    assert_eq!(left(2_999).await, 2);
-    assert_eq!(left(u64::MAX / 4).await, 1, "what never expires stays");
-
-    // Each sweep gives back a part of what is free.
-    for round in 0..10 {
-        let put = put(&store, "short", 1, at(1)).await;
-        assert_eq!(store.put(&[put]).await.unwrap(), [Stored::Yes]);
-        assert_eq!(left(1_000).await, 1, "round {round}");
-    }
-    assert!(number("freelist_count") < 10, "{} of {before} are free", number("freelist_count"));
-    assert!(number("page_count") < before / 3, "{} of {before}", number("page_count"));
-    assert_eq!(store.usage().await.unwrap().evicted, 0, "nobody was evicted");
 }
 
 #[tokio::test]
@@ -363,7 +251,7 @@ fn many_may_open_a_new_directory_at_once() {
     let mut children: Vec<_> = (0..5)
         .map(|_| {
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "disk::many_may_open_a_new_directory_at_once", "--nocapture"])
+                .args(["--exact", "opening::many_may_open_a_new_directory_at_once", "--nocapture"])
                 .env(CHILD, "1")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -432,7 +320,7 @@ fn a_database_in_use_stays_locked_against_others() {
     drop(disk.open().unwrap());
     let second = disk.open().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "disk::a_database_in_use_stays_locked_against_others", "--nocapture"])
+        .args(["--exact", "opening::a_database_in_use_stays_locked_against_others", "--nocapture"])
         .env(CHILD, directory.path())
         .output()
         .unwrap();
@@ -510,20 +398,23 @@ fn a_link_in_place_of_the_database_is_refused() {
     assert!(link.is_symlink(), "it was not set aside either");
 }
 
+/// Databases that are not ours to use.
+const FOREIGN: [&str; 4] = [
+    "CREATE TABLE mine (x); INSERT INTO mine VALUES (7);",
+    "PRAGMA application_id = 7; CREATE TABLE mine (x);",
+    "PRAGMA application_id = 7; VACUUM;",
+    "PRAGMA journal_mode = WAL; CREATE TABLE entry (x)",
+];
+
 #[tokio::test]
-async fn the_database_of_another_program_is_refused_and_untouched() {
-    let programs = [
-        "CREATE TABLE mine (x); INSERT INTO mine VALUES (7);",
-        "PRAGMA application_id = 7; CREATE TABLE mine (x);",
-        "PRAGMA application_id = 7; VACUUM;",
-        "PRAGMA journal_mode = WAL; CREATE TABLE entry (x);",
-    ];
-    for program in programs {
+async fn the_database_of_another_program_is_refused_and_untouched_if_asked_for() {
+    for program in FOREIGN {
         let directory = tempfile::tempdir().unwrap();
         database(directory.path()).execute_batch(program).unwrap();
         let before = fs::read(directory.path().join("terrace.db")).unwrap();
         assert!(!before.is_empty());
-        let built = Terrace::builder().tier("disk", Disk::at(directory.path())).build().await;
+        let disk = Disk::at(directory.path()).keep_foreign();
+        let built = Terrace::builder().tier("disk", disk).build().await;
         match built {
             Err(error @ BuildError::Foreign { .. }) => {
                 assert!(error.to_string().contains("terrace.db"), "{error}");
@@ -531,24 +422,85 @@ async fn the_database_of_another_program_is_refused_and_untouched() {
             other => panic!("{program} {other:?}"),
         }
         assert_eq!(fs::read(directory.path().join("terrace.db")).unwrap(), before);
-        assert!(!directory.path().join("terrace.db.damaged-1").exists());
+        assert!(!directory.path().join("terrace.db.foreign-1").exists());
     }
 }
 
-#[test]
-fn a_newer_format_is_refused_and_untouched() {
+#[tokio::test]
+async fn the_databases_of_other_programs_are_set_aside_and_never_lost() {
     let directory = tempfile::tempdir().unwrap();
-    drop(Disk::at(directory.path()).open().unwrap());
-    database(directory.path()).pragma_update(None, "user_version", 2).unwrap();
-    match Disk::at(directory.path()).open() {
-        Err(error @ BuildError::Newer { found: 2, .. }) => {
+    let path = directory.path().join("terrace.db");
+    let aside = |number: u8| directory.path().join(format!("terrace.db.foreign-{number}"));
+    let mut written = Vec::new();
+    for program in &FOREIGN[..2] {
+        database(directory.path()).execute_batch(program).unwrap();
+        written.push(fs::read(&path).unwrap());
+        let terrace = cache(directory.path()).await;
+        let _ = terrace.set("key", &"value".to_owned()).await.unwrap();
+        assert_eq!(get(&terrace, "key").await.as_deref(), Some("value"));
+        assert!(terrace.close().await);
+        fs::remove_file(&path).unwrap();
+    }
+    assert_eq!([fs::read(aside(2)).unwrap(), fs::read(aside(1)).unwrap()], written[..]);
+    // There is no place for a third one, and none of them is thrown away for it.
+    database(directory.path()).execute_batch(FOREIGN[0]).unwrap();
+    is_refused(directory.path(), "remove them");
+    assert_eq!([fs::read(aside(2)).unwrap(), fs::read(aside(1)).unwrap()], written[..]);
+}
+
+#[test]
+fn a_newer_format_is_set_aside_or_refused_and_untouched() {
+    let directory = tempfile::tempdir().unwrap();
+    let newer = || {
+        drop(Disk::at(directory.path()).open().unwrap());
+        database(directory.path()).pragma_update(None, "user_version", 99).unwrap();
+    };
+    newer();
+    match Disk::at(directory.path()).keep_foreign().open() {
+        Err(error @ BuildError::Newer { found: 99, .. }) => {
             assert!(error.to_string().contains("upgrade"), "{error}");
         }
         other => panic!("{other:?}"),
     }
-    let database = database(directory.path());
-    let version: i32 = database.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+    let version = |name: &str| -> i32 {
+        let database = Connection::open(directory.path().join(name)).unwrap();
+        database.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+    };
+    assert_eq!(version("terrace.db"), 99);
+    drop(Disk::at(directory.path()).open().unwrap());
+    assert_eq!(version("terrace.db.newer-1"), 99);
+    assert!(version("terrace.db") < 99);
+}
+
+/// Whoever has a database open goes on with it when it is renamed, and removes the journal of the
+/// new one at the end.
+#[test]
+fn a_database_that_others_use_is_not_set_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let user = Disk::at(directory.path()).open().unwrap();
+    database(directory.path()).pragma_update(None, "user_version", 99).unwrap();
+    match Disk::at(directory.path()).open() {
+        Err(BuildError::Newer { found: 99, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(!directory.path().join("terrace.db.newer-1").exists());
+    drop(user);
+    Disk::at(directory.path()).open().unwrap();
+    assert!(directory.path().join("terrace.db.newer-1").exists());
+}
+
+/// Another process may have opened it just as well: whoever opens it first pays for all.
+#[test]
+fn opening_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let user = Disk::at(directory.path()).open().unwrap();
+    let log = || fs::metadata(directory.path().join("terrace.db-wal")).unwrap().len();
+    let before = log();
+    for _ in 0..3 {
+        drop(Disk::at(directory.path()).open().unwrap());
+        assert_eq!(log(), before);
+    }
+    drop(user);
 }
 
 #[test]
@@ -671,7 +623,7 @@ async fn rows_that_nobody_could_have_written_hide_no_others() {
     let database = database(directory.path());
     for part in -50..50_i64 {
         let (id, text) = (part * (i64::MAX / 50), "\u{1b}[2J a key");
-        let row = "INSERT INTO entry VALUES (?1, ?2, 0, 0, 'text')";
+        let row = "INSERT INTO entry VALUES (?1, ?2, 0, 0, 0, NULL, 'text')";
         database.execute(row, rusqlite::params![id, text]).unwrap();
     }
     for limit in [1, 3, 1_000] {
@@ -693,16 +645,82 @@ async fn rows_that_nobody_could_have_written_hide_no_others() {
     assert!(space.get("1").await.unwrap().is_none());
 }
 
+/// What can be done to the files of a closed cache.
+type Harm = fn(&Path);
+
+fn harm(directory: &Path, what: impl FnOnce(&mut Vec<u8>)) {
+    let path = directory.join("terrace.db");
+    let mut file = fs::read(&path).unwrap();
+    what(&mut file);
+    fs::write(path, file).unwrap();
+}
+
+fn run(directory: &Path, sql: &str) {
+    database(directory).execute_batch(sql).unwrap();
+}
+
+/// Whatever the files are: a cache starts in time, tells nothing wrong, and starts again.
 #[tokio::test]
-async fn a_count_that_is_wrong_comes_right() {
-    let directory = tempfile::tempdir().unwrap();
-    let disk = Disk::at(directory.path()).max_bytes(MIB as u64);
-    let terrace = Terrace::builder().tier("disk", disk).build().await.unwrap();
-    let wrong = "UPDATE usage SET bytes = 1 << 40, entries = -7";
-    database(directory.path()).execute(wrong, []).unwrap();
-    let _ = terrace.set("first", &"value".to_owned()).await.unwrap();
-    let _ = terrace.set("second", &"value".to_owned()).await.unwrap();
-    assert_eq!(get(&terrace, "second").await.as_deref(), Some("value"));
-    let [counted, stored] = measured(&database(directory.path()));
-    assert_eq!(counted, stored);
+async fn d7_damaged_files_are_set_aside_in_time() {
+    let harms: [(&str, bool, Harm); 16] = [
+        ("garbage", true, |at| harm(at, |file| *file = b"no database. ".repeat(1_000))),
+        ("zeroed header", true, |at| harm(at, |file| file[..100].fill(0))),
+        ("zeros", true, |at| harm(at, |file| file.fill(0))),
+        ("cut off", true, |at| harm(at, |file| file.truncate(file.len() / 2))),
+        ("half a page", true, |at| harm(at, |file| file.truncate(1_000))),
+        ("empty", false, |at| harm(at, Vec::clear)),
+        ("another program's", true, |at| {
+            harm(at, Vec::clear);
+            run(at, "CREATE TABLE mine (x); INSERT INTO mine VALUES (7);");
+        }),
+        ("a newer format", true, |at| run(at, "PRAGMA user_version = 99;")),
+        ("an older format", true, |at| run(at, "PRAGMA user_version = 1;")),
+        ("a hostile trigger", true, |at| {
+            run(at, "CREATE TRIGGER t AFTER INSERT ON entry BEGIN DELETE FROM ledger; END;");
+        }),
+        ("a hostile view", true, |at| {
+            run(
+                at,
+                "DROP TABLE lease; CREATE VIEW lease AS SELECT 1 AS name, 2 AS token, 3 AS until;",
+            );
+        }),
+        ("a table less", true, |at| run(at, "DROP TABLE mark;")),
+        ("a ledger without an origin", true, |at| run(at, "DELETE FROM origin;")),
+        ("garbage in place of the journal", false, |at| {
+            fs::write(at.join("terrace.db-wal"), b"no journal. ".repeat(10_000)).unwrap();
+        }),
+        ("the journal of another database", false, |at| {
+            let other = tempfile::tempdir().unwrap();
+            let database = database(other.path());
+            let sql =
+                "PRAGMA journal_mode = WAL; CREATE TABLE mine (x); INSERT INTO mine VALUES (7);";
+            database.execute_batch(sql).unwrap();
+            fs::copy(other.path().join("terrace.db-wal"), at.join("terrace.db-wal")).unwrap();
+        }),
+        ("garbage in place of the index", false, |at| {
+            fs::write(at.join("terrace.db-shm"), vec![0xff; 32_768]).unwrap();
+        }),
+    ];
+    let original = tempfile::tempdir().unwrap();
+    filled(original.path()).await;
+    for _ in 0..count(1, 20) {
+        for (what, is_set_aside, harm) in harms {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("terrace.db");
+            fs::copy(original.path().join("terrace.db"), path).unwrap();
+            harm(directory.path());
+            let began = std::time::Instant::now();
+            drop(
+                Disk::at(directory.path()).open().unwrap_or_else(|error| panic!("{what}: {error}")),
+            );
+            let took = began.elapsed();
+            assert!(took < crate::support::limit(Duration::from_secs(2)), "{what}: {took:?}");
+            let aside = fs::read_dir(directory.path()).unwrap().any(|file| {
+                let name = file.unwrap().file_name().into_string().unwrap();
+                name.starts_with("terrace.db.") && name.ends_with("-1")
+            });
+            assert!(aside || !is_set_aside, "{what}: it was set aside");
+            survives(directory.path(), what).await.close().await;
+        }
+    }
 }
