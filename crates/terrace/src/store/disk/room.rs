@@ -100,11 +100,12 @@ impl Room {
     /// How many of the changes go into the next transaction: at least one.
     pub(super) fn fitting(&self, changes: &[Box<dyn Change>]) -> usize {
         let mut sum = Cost::default();
-        let fits = |change: &&Box<dyn Change>| {
-            sum = sum.and(change.cost());
+        let costs = changes.iter().map(|change| change.cost());
+        let fitting = costs.take_while(|cost| {
+            sum = sum.and(*cost);
             sum.leaves_room(&self.budget)
-        };
-        changes.iter().take_while(fits).count().clamp(1, changes.len().max(1))
+        });
+        fitting.count().clamp(1, changes.len().max(1))
     }
 
     /// Applies all changes or none.
