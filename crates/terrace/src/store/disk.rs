@@ -374,7 +374,7 @@ impl Store for DiskStore {
             }) {
                 if some.first().is_some_and(|put| self.shared.is_for_file(put)) {
                     let some = some.to_vec();
-                    let put = move |shared: &Arc<Shared>| large::put(shared, some);
+                    let put = move |shared: &Arc<Shared>| large::put(shared, &some);
                     stored.extend(self.elsewhere("write to the disk tier", put).await?);
                 } else {
                     stored.extend(self.put_rows(some).await?);

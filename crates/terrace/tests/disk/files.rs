@@ -177,7 +177,7 @@ async fn a_caller_that_leaves_leaves_no_file_without_an_entry() {
     store.maintain(WallTime::from_millis(700_000)).await.unwrap();
     store.maintain(WallTime::from_millis(700_000)).await.unwrap();
     assert_eq!(store.usage().await.unwrap().files, entries.cast_unsigned());
-    assert_eq!(files(directory.path()).len() as i64, entries);
+    assert_eq!(files(directory.path()).len() as u64, entries.cast_unsigned());
 }
 
 /// A process that is killed while it writes large values: what it leaves is whole or goes.

@@ -182,7 +182,7 @@ async fn the_tables_are_as_documented() {
     let database = rusqlite::Connection::open(directory.path().join("terrace.db")).unwrap();
     let number = |query: &str| -> i64 { database.query_row(query, [], |row| row.get(0)).unwrap() };
     assert_eq!(number("PRAGMA application_id"), i64::from(u32::from_be_bytes(*b"TRRC")));
-    assert_eq!(number("PRAGMA user_version"), 1);
+    assert_eq!(number("PRAGMA user_version"), 2);
 
     let plain = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut statement = database

@@ -245,7 +245,9 @@ fn is_sound(database: &rusqlite::Connection) {
     assert_eq!(check("PRAGMA integrity_check"), "ok");
     let counted = check("SELECT entries || ' ' || bytes FROM usage");
     let sizes = "coalesce(sum(length(key) + length(frame)), 0)";
-    assert_eq!(counted, check(&format!("SELECT count(*) || ' ' || {sizes} FROM entry")));
+    let files = "(SELECT coalesce(sum(bytes), 0) FROM file WHERE state = 1)";
+    let there = format!("SELECT count(*) || ' ' || ({sizes} + {files}) FROM entry");
+    assert_eq!(counted, check(&there));
 }
 
 const CHILD: &str = "TERRACE_TEST_WRITER";

@@ -35,6 +35,8 @@ pub(super) struct Batch<'a> {
     newest: Option<i64>,
     /// Files that no entry has any more, to be removed once that is committed.
     dead: Vec<i64>,
+    /// Whether pages were given back.
+    pub(super) is_shorter: bool,
 }
 
 impl<'a> Batch<'a> {
@@ -43,9 +45,18 @@ impl<'a> Batch<'a> {
         eviction: DiskEviction,
         ledger_lines: i64,
     ) -> Self {
-        let (entries, bytes, files, file_bytes) = (0, 0, 0, 0);
-        let (newest, dead) = (None, Vec::new());
-        Self { connection, ledger_lines, eviction, entries, bytes, files, file_bytes, newest, dead }
+        Self {
+            connection,
+            ledger_lines,
+            eviction,
+            entries: 0,
+            bytes: 0,
+            files: 0,
+            file_bytes: 0,
+            newest: None,
+            dead: Vec::new(),
+            is_shorter: false,
+        }
     }
 }
 
@@ -350,7 +361,8 @@ impl Batch<'_> {
     }
 
     /// Gives free pages back to the file system; the file is shorter after the next checkpoint.
-    pub(super) fn give_back(&self, pages: u64) -> rusqlite::Result<()> {
+    pub(super) fn give_back(&mut self, pages: u64) -> rusqlite::Result<()> {
+        self.is_shorter = true;
         // Each step gives back one page.
         let mut statement =
             self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;

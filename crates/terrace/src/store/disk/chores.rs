@@ -155,14 +155,15 @@ fn give_back(shared: &Shared) -> Result<(), StoreError> {
     let path = shared.path.clone();
     let taken = shared
         .read("measure the disk tier", move |connection| Taken::measure(connection, &path))?;
-    let (is_too_much, rows) = (taken.is_too_much(&shared.budget), shared.budget.rows_at_once());
-    let excess = taken.free.saturating_sub(if is_too_much { 0 } else { shared.budget.slack });
-    if excess == 0 && !is_too_much {
+    let over = taken.all().saturating_sub(shared.budget.data);
+    let excess = taken.free.saturating_sub(shared.budget.slack).max(over.min(taken.free));
+    if excess == 0 && over == 0 {
         return Ok(());
     }
+    let (leaves, rows) = (over.saturating_sub(taken.free), shared.budget.rows_at_once());
     let pages = (excess / PAGE).min(shared.budget.pages_at_once());
     let gone = shared.write_blocking(SWEEPING, Cost::rows(rows), move |batch| {
-        let gone = if is_too_much { batch.evict(u64::MAX, rows)? } else { 0 };
+        let gone = if leaves > 0 { batch.evict(leaves, rows)? } else { 0 };
         if pages > 0 {
             batch.give_back(pages)?;
         }

@@ -138,13 +138,13 @@ enum Place {
 }
 
 /// Stores frames of which at least one goes into a file. Blocks its thread.
-pub(super) fn put(shared: &Arc<Shared>, puts: Vec<Put>) -> Result<Vec<Stored>, StoreError> {
+pub(super) fn put(shared: &Arc<Shared>, puts: &[Put]) -> Result<Vec<Stored>, StoreError> {
     let numbers: Vec<Option<i64>> = puts
         .iter()
         .map(|put| shared.is_for_file(put).then(|| Folder::number(shared.budget.shards)))
         .collect();
     let underway = Registered::new(shared, numbers.iter().flatten().copied().collect());
-    let stored = put_reserved(shared, &puts, &numbers);
+    let stored = put_reserved(shared, puts, &numbers);
     if stored.is_err() {
         let given_up = underway.numbers.clone();
         // What is left by this is found by the housekeeping.

@@ -199,6 +199,11 @@ fn open_tables(path: &Path) -> Result<(Connection, i64), OpenError> {
         transaction.pragma_update(None, "user_version", TABLES)?;
         transaction.execute_batch(SCHEMA)?;
         transaction.commit()?;
+    } else {
+        // Whether anybody could write is found out now, and not at the first invalidation.
+        connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?
+            .rollback()?;
     }
     check(&connection)?;
     let folder = connection.query_row("SELECT folder FROM usage", [], |row| row.get(0))?;

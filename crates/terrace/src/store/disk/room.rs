@@ -100,11 +100,12 @@ impl Room {
     /// How many of the changes go into the next transaction: at least one.
     pub(super) fn fitting(&self, changes: &[Box<dyn Change>]) -> usize {
         let mut sum = Cost::default();
-        let fits = |change: &&Box<dyn Change>| {
-            sum = sum.and(change.cost());
+        let costs = changes.iter().map(|change| change.cost());
+        let fitting = costs.take_while(|cost| {
+            sum = sum.and(*cost);
             sum.leaves_room(&self.budget)
-        };
-        changes.iter().take_while(fits).count().clamp(1, changes.len().max(1))
+        });
+        fitting.count().clamp(1, changes.len().max(1))
     }
 
     /// Applies all changes or none.
@@ -179,14 +180,17 @@ impl Room {
                 }
             }
         }
+        let is_shorter = batch.is_shorter;
         let dead = batch.into_dead();
         transaction.commit()?;
         self.evicted.fetch_add(made.evicted, Ordering::Relaxed);
         self.removed.clear();
         self.remove(dead);
+        // Only a checkpoint makes the file shorter.
         if made.given_back > 0 {
-            // Only a checkpoint makes the file shorter.
             self.cut_log()?;
+        } else if is_shorter {
+            self.checkpoints.are_due();
         }
         Ok(step)
     }
@@ -330,10 +334,14 @@ fn make_room(
         return Ok(Made { is_enough: true, ..Made::default() });
     }
     batch.note_reads(touches, READS_AT_ONCE.min(budget.rows_at_once()))?;
-    let adds = cost.pages + cost.files;
-    // The less is left, the more leave: pages are only free when all that is in them is gone.
-    let left = budget.slack.saturating_sub(lacks_slack).max(budget.slack / MOST_FOR_ONE).max(1);
-    let bytes = (adds * budget.slack / left).min(adds * MOST_FOR_ONE).max(lacks);
+    let bytes = if cost.files > 0 {
+        lacks_slack
+    } else {
+        // The less is left, the more leave: pages are only free when all that is in them is gone.
+        let left = budget.slack.saturating_sub(lacks_slack).max(budget.slack / MOST_FOR_ONE);
+        let ahead = cost.pages * budget.slack / left.max(1);
+        ahead.min(cost.pages * MOST_FOR_ONE).max(lacks)
+    };
     let evicted = batch.evict(bytes, budget.rows_at_once())?;
     batch.tell_ranks(touches)?;
     batch.settle()?;
