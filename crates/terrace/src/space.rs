@@ -831,7 +831,7 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
     ///
     /// A batch may be given again, in part or as a whole, if the writer fails, panics, takes longer
     /// than its [deadline](WriteBehind::deadline) or does not live to answer: a source that must
-    /// not apply a write twice remembers the [ids](Write::id) that it has seen. A newer write of a
+    /// not apply a write twice remembers the [ids](crate::Write::id) that it has seen. A newer write of a
     /// key is never given before the older one is done with.
     ///
     /// ```
