@@ -27,6 +27,8 @@ struct Scenario {
     crashes: u8,
     lines_kept: usize,
     limits: Limits,
+    /// In the place of the tag a prefix is named that key 0 begins with, and key 1 does not.
+    by_prefix: bool,
     missing: Option<Fence>,
 }
 
@@ -145,7 +147,7 @@ impl World {
                 }
             }
             take("go on loading", &|world| world.load_step(process, scenario));
-            take("append", &|world| world.append(process));
+            take("append", &|world| world.append(process, scenario));
             take("follow", &|world| world.follow(process, scenario));
             take("drop from memory", &|world| world.drop_named(process));
             take("crash", &|world| world.crash(process, scenario));
@@ -269,12 +271,14 @@ impl World {
         true
     }
 
-    fn append(&mut self, index: usize) -> bool {
+    fn append(&mut self, index: usize, scenario: Scenario) -> bool {
         let Some(invalidation) = &mut self.processes[index].invalidation else { return false };
         if invalidation.line.is_some() {
             return false;
         }
-        let name = if invalidation.by_tag {
+        let name = if invalidation.by_tag && scenario.by_prefix {
+            Name::Prefix(key_name(0))
+        } else if invalidation.by_tag {
             Name::Tag(tag_name())
         } else {
             // The authority's store drops the value in the same step.
@@ -358,10 +362,12 @@ impl World {
     fn answer(&self, index: usize, key: usize, scenario: Scenario) -> Option<Kept> {
         let process = &self.processes[index];
         let tags = tags(key);
-        // A hit in memory asks for broader names only: lines about keys take the
-        // entry out themselves.
-        let broad = Names { key: "", space: SPACE, tags: &tags };
         let in_memory = process.memory.get(&key).copied().filter(|kept| {
+            // A hit in memory asks for broader names only: lines about keys take the entry out
+            // themselves. Its own name is one of those if a prefix was named since.
+            let has_prefix = process.marks.prefixed() > kept.stamp.number;
+            let name = if has_prefix { key_name(key) } else { "".into() };
+            let broad = Names { key: &name, space: SPACE, tags: &tags };
             process.marks.standing(kept.stamp, &broad) == Standing::Good
                 || scenario.missing == Some(Fence::JudgeOnRead)
         });
@@ -468,6 +474,7 @@ const PLENTY: Scenario = Scenario {
     crashes: 1,
     lines_kept: 16,
     limits: Limits { keys: 16, names: 16 },
+    by_prefix: false,
     missing: None,
 };
 
@@ -506,6 +513,15 @@ fn nor_when_almost_everything_is_forgotten() {
     if is_full() {
         expect_no_fault(Scenario { writes: 2, crashes: 0, ..SCARCE }, 1_000_000);
     }
+}
+
+#[test]
+fn nor_when_prefixes_are_named() {
+    let by_prefix = Scenario { by_prefix: true, ..PLENTY };
+    expect_no_fault(by_prefix, 100_000);
+    expect_no_fault(Scenario { by_prefix: true, ..SCARCE }, 100_000);
+    let found = explore(Scenario { missing: Some(Fence::JudgeOnRead), ..by_prefix });
+    assert!(found.is_err(), "a read that is not judged was not noticed");
 }
 
 #[test]

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use terrace::clock::SystemClock;
 use terrace::key::StoredKey;
 use terrace::store::Store;
-use terrace::{Loaded, Redis, RedisStore, Settled, Space, Terrace};
+use terrace::{Loaded, Memory, Redis, RedisStore, Settled, Space, Terrace};
 use terrace_test::rig::{Connection, RedisServer};
 use tokio::task::JoinSet;
 
-use crate::support::{Node, SECOND, count, limit, ms, random, until, until_within};
+use crate::support::{Node, SECOND, count, limit, ms, patient, random, until, until_within};
 
 /// What might mean something on the way.
 const ODD: &str = ":%{}*[]?\\\r\n\0\t \"'`#~!$^|;&<>=,+-_@aA03\u{e9}\u{202e}";
@@ -104,10 +104,14 @@ async fn x2_clearing_a_space_of_an_odd_name_on_a_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x2_no_server_is_given_a_pattern_of_a_caller() {
     let server = RedisServer::start().await.unwrap();
-    let node = Node::at(server.url()).await;
+    let terrace = Terrace::builder().memory(Memory::bytes(16 << 20));
+    let terrace = terrace.tier("redis", patient(server.url())).build().await.unwrap();
+    let node = Node::of(terrace);
     let keys: Vec<String> = (0..3_000).map(|number| format!("user:{number}:cart")).collect();
-    let all: Vec<_> = keys.iter().map(|key| (key.as_str(), "x".to_owned())).collect();
-    node.texts.insert_many(all).await.unwrap();
+    for some in keys.chunks(100) {
+        let some = some.iter().map(|key| (key.as_str(), "x".to_owned()));
+        assert_eq!(node.texts.insert_many(some).await.unwrap(), Settled::Settled);
+    }
     let mut watched = Watched::begin(&server).await;
     let would = node.texts.remove_pattern("user:*[13579]:c?rt").dry_run().await.unwrap();
     assert_eq!(would.entries[1].1, 1_500);
