@@ -498,7 +498,8 @@ fn opening_writes_nothing() {
     let before = log();
     for _ in 0..3 {
         drop(Disk::at(directory.path()).open().unwrap());
-        assert_eq!(log(), before);
+        // Whoever closes the database may make the log shorter.
+        assert!(log() <= before);
     }
     drop(user);
 }
