@@ -378,6 +378,7 @@ impl fmt::Debug for StoredKey {
 struct Parts<'a> {
     /// `tenant:space`
     space: &'a str,
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "a key of Redis ends with it"))]
     schema: &'a str,
     key: &'a str,
 }
