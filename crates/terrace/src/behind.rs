@@ -25,7 +25,7 @@ use crate::ledger::Name;
 use crate::options::Reading;
 use crate::policy::Ttl;
 use crate::read::{Unflushed, Wanted};
-use crate::runtime::{BoxFuture, unless};
+use crate::runtime::{BoxFuture, in_task, unless};
 use crate::source::{Change, Source, WriteId};
 use crate::space::{Mode, Space, SpaceCore};
 use crate::store::{StoreError, StoreErrorKind};
@@ -468,11 +468,16 @@ pub(crate) async fn replay(space: &Arc<SpaceCore>, id: WriteId) -> Result<bool, 
     if id != behind.journal.id(id.number) {
         return Ok(false);
     }
-    let key = behind.journal.replay(&behind.space, id.number).await.map_err(Error::Journal)?;
-    let Some(key) = key else { return Ok(false) };
-    // From here on the journal answers: what was loaded meanwhile is older.
-    space.core.forget(vec![Name::Set(space.name_of(&key))]).await;
-    Ok(true)
+    let (replayed, behind) = (Arc::clone(space), behind.clone());
+    // Both or neither, whatever becomes of the caller.
+    let replay = async move {
+        let key = behind.journal.replay(&behind.space, id.number).await.map_err(Error::Journal)?;
+        let Some(key) = key else { return Ok(false) };
+        // From here on the journal answers: what was loaded meanwhile is older.
+        replayed.core.forget(vec![Name::Set(replayed.name_of(&key))]).await;
+        Ok(true)
+    };
+    in_task(&*space.core.runtime, replay).await.unwrap_or(Err(Error::Closed))
 }
 
 /// Drops a dead letter; says whether it was there.

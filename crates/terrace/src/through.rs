@@ -209,7 +209,10 @@ where
         // What was written behind meanwhile comes to the source later than this.
         #[cfg(feature = "disk")]
         if !matches!(crate::behind::is_unflushed(&space, &wanted.bytes), Ok(None)) {
-            core.forget(vec![Name::Key(name)]).await;
+            let told = core.forget(vec![Name::Key(name)]).await.settled;
+            if !told.is_settled() {
+                return Ok(told);
+            }
         }
         Ok(settled)
     }

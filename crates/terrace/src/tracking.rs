@@ -170,9 +170,11 @@ impl Drop for Dropping<'_> {
 #[derive(Debug)]
 #[must_use = "it is for `depends_on`"]
 pub struct Dependency {
+    /// The key and its space, as the ledger names them.
+    names: [Arc<str>; 2],
     tags: Vec<Arc<str>>,
-    /// When what it was built from was made.
-    stamp: Option<Stamp>,
+    /// When what it was built from was made, and the tags that it carries.
+    found: Option<(Stamp, Arc<[Arc<str>]>)>,
     error: Option<Error>,
 }
 
@@ -186,10 +188,14 @@ impl Dependency {
         };
         match checked {
             Ok(key) => {
-                let tags = implied::dependent_on(&space.name_of(key.bytes), &space.name).into();
-                Self { tags, stamp: None, error: None }
+                let names = [space.name_of(key.bytes), Arc::clone(&space.name)];
+                let tags = implied::dependent_on(&names[0], &names[1]).into();
+                Self { names, tags, found: None, error: None }
             }
-            Err(error) => Self { tags: Vec::new(), stamp: None, error: Some(error) },
+            Err(error) => {
+                let names = [space.name_of(&[]), Arc::clone(&space.name)];
+                Self { names, tags: Vec::new(), found: None, error: Some(error) }
+            }
         }
     }
 
@@ -202,15 +208,22 @@ impl Dependency {
             let reason = "what it was built from was itself built from too much";
             self.error = self.error.or(Some(Error::Dependencies(reason)));
         }
-        self.stamp = Some(meta.stamp);
+        self.found = Some((meta.stamp, Arc::clone(&meta.details().tags)));
         self
     }
 
     /// Whether nothing has been invalidated since that it speaks of.
     fn stands(&self, core: &Core) -> bool {
-        let names = Names { key: "", space: "", tags: &self.tags };
-        let stands = |stamp| core.mirror.standing_in_full(stamp, &names).stands();
-        !core.pending.speaks_of(&names) && self.stamp.is_none_or(stands)
+        let [key, space] = &self.names;
+        // What it was built from, by its own names: a write says again, after it, that what depends
+        // on the key is out of date.
+        let stands = |(stamp, tags): &(Stamp, Arc<[Arc<str>]>)| {
+            let names = Names { key, space, tags };
+            core.mirror.standing_of_hashed(*stamp, &names).stands()
+                && !core.pending.speaks_of(&names)
+        };
+        let carried = Names { key: "", space: "", tags: &self.tags };
+        !core.pending.speaks_of(&carried) && self.found.as_ref().is_none_or(stands)
     }
 }
 

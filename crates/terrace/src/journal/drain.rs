@@ -23,7 +23,7 @@ use crate::policy::left;
 use crate::runtime::unless;
 use crate::source::{NotWritten, Source, Write};
 use crate::stats::bump;
-use crate::store::{Scope, StoreError, StoreErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
 
 /// How often the owner looks for what other processes have added.
 const LOOKING: Duration = Duration::from_millis(50);
@@ -130,7 +130,7 @@ where
             return Ok((self.source.settings.linger - lingered).min(LOOKING));
         }
         let rows = self.journal.take(&self.space, now, self.source.settings.max_batch).await?;
-        let (rows, writes) = self.decode(rows).await?;
+        let (rows, writes) = self.decode(core, rows).await?;
         if !writes.is_empty() {
             self.write(core, state, rows, writes).await?;
         }
@@ -138,7 +138,11 @@ where
     }
 
     /// The writes as the writer gets them; those that cannot be read become dead letters.
-    async fn decode(&self, rows: Vec<Row>) -> Result<(Vec<Row>, Vec<Write<K, V>>), StoreError> {
+    async fn decode(
+        &self,
+        core: &Arc<Core>,
+        rows: Vec<Row>,
+    ) -> Result<(Vec<Row>, Vec<Write<K, V>>), StoreError> {
         let (mut readable, mut writes) = (Vec::new(), Vec::new());
         for row in rows {
             match self.write_of(&row) {
@@ -152,6 +156,8 @@ where
                     let (number, error) = (row.number, error.to_owned());
                     let failure = Failure { number, error, retry_at, is_dead: true };
                     self.journal.fail(failure).await?;
+                    // Caches hold what the source will not have.
+                    self.invalidate(core, std::slice::from_ref(&row)).await;
                 }
             }
         }
@@ -179,8 +185,9 @@ where
                 self.journal.note_lag(core.wall().saturating_since(row.queued));
             }
             // Others who share the ledger and not this journal may have loaded what was there
-            // before: they must not keep it.
-            if core.authority.scope() == Scope::Fleet {
+            // before, and who wrote it may have been killed before it told the ledger: what is
+            // older than this in any tier must not be found once the journal lets go of it.
+            if core.is_shared() {
                 self.invalidate(core, &rows).await;
             }
             return self.journal.settle(numbers).await;

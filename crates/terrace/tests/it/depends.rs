@@ -326,6 +326,15 @@ async fn what_is_inserted_depends_on_what_its_caller_says() {
         pages.insert("/late", *total).depends_on([late]).await.everywhere();
         assert!(pages.get("/late").await.unwrap().is_none(), "{layout:?}");
 
+        // What was written, and not loaded, is as good.
+        shop.prices.insert("fruit:kiwi", 3).await.everywhere();
+        let kiwi = shop.prices.get("fruit:kiwi").await.unwrap().unwrap();
+        let on = shop.prices.dependency("fruit:kiwi").on(&kiwi);
+        pages.insert("/kiwi", *kiwi).depends_on([on]).await.everywhere();
+        assert!(pages.get("/kiwi").await.unwrap().is_some(), "{layout:?}");
+        shop.prices.insert("fruit:kiwi", 4).await.everywhere();
+        assert!(pages.get("/kiwi").await.unwrap().is_none(), "{layout:?}");
+
         // Nobody read it: the key alone.
         pages.insert("/", 1).depends_on([shop.totals.dependency("cart")]).await.everywhere();
         shop.totals.invalidate("cart").await.everywhere();
