@@ -356,11 +356,18 @@ impl Core {
             .map(|(number, name)| Line { number, name: name.clone() })
             .collect();
         let position = appended.position;
-        let _dropping = self.undropped.from(first);
-        if !(self.mirror.apply(position.incarnation, &lines) && self.mirror.has_applied(position)) {
-            // Others wrote between: their lines come first.
-            let _ = self.follow_to(Some(position)).await;
+        let is_next = {
+            let _dropping = self.undropped.from(first);
+            let is_next = self.mirror.apply(position.incarnation, &lines);
+            self.drop_from_memory(&lines);
+            is_next && self.mirror.has_applied(position)
+        };
+        if is_next {
+            return true;
         }
+        // Others wrote between: their lines come first. Whoever follows takes out of memory what
+        // these name as well; nothing is held meanwhile that the caller could keep for ever.
+        let _ = self.follow_to(Some(position)).await;
         self.drop_from_memory(&lines);
         self.mirror.has_applied(position)
     }
@@ -391,8 +398,8 @@ impl Core {
             }
             core.follow_to_the_end().await
         };
-        // A ledger in this process answers at once.
-        if !self.is_shared() {
+        // Nobody has to be waited for.
+        if !self.is_shared() && self.tiers.is_empty() {
             return following.await;
         }
         let gone = || Err(StoreError::new(StoreErrorKind::Closed, "follow the ledger"));
@@ -585,9 +592,12 @@ impl Core {
                 }
                 match name {
                     Name::Key(_) | Name::Set(_) => {}
-                    // What is only out of date may do until the ledger is there again, and a sweep
-                    // goes no further before that.
-                    Name::Tag(tag) if implied::kills_nothing(tag) => {}
+                    // What is only out of date may do until the ledger is there again.
+                    Name::Tag(tag) if implied::kills_nothing(tag) => {
+                        if let Some(swept) = Swept::by(name) {
+                            sweep::drop_from_memory(self, &swept, u64::MAX);
+                        }
+                    }
                     Name::Tag(tag) => drop_all(|| {
                         memory.retain(|_, view| !view.value.meta().details().tags.contains(tag));
                     }),

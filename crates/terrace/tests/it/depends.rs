@@ -510,3 +510,29 @@ async fn c1_what_is_built_from_entries_is_never_older_than_they_are() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_write_that_is_parked_keeps_no_load_from_being_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let [here, there] = twins(&directory).await;
+    let (shop, other) = (Shop::over(&here), Shop::over(&there));
+    let mut parked = Vec::new();
+    for polls in 1..20 {
+        let mut write = shop.prices.insert("parked", polls).into_future();
+        let mut is_done = false;
+        for _ in 0..polls {
+            // A line of others comes between, and time passes.
+            other.prices.insert("between", polls).await.everywhere();
+            is_done = is_done || poll_once(write.as_mut()).await.is_ready();
+        }
+        let is_parked = !is_done;
+        parked.extend(is_parked.then_some(write));
+        shop.totals.invalidate("cart").await.everywhere();
+        shop.total().await;
+        assert!(shop.totals.exists("cart").await.unwrap(), "after {polls} polls");
+        if is_done {
+            break;
+        }
+    }
+    assert!(!parked.is_empty(), "nobody was parked");
+}
