@@ -145,13 +145,16 @@ impl Sweep {
             let names = [implied::fence(space), implied::sweep(space, pattern)];
             settled = core.invalidate(names.map(Name::Tag).into()).await.settled;
         }
-        let mut failure = None;
-        for tier in &core.tiers {
+        let (mut found_below, mut failure) = (Vec::with_capacity(core.tiers.len()), None);
+        // From below: what a reader has found there is copied upwards, into what is still to be
+        // walked through, or where it is seen to be dead.
+        for tier in core.tiers.iter().rev() {
             match self.tier(tier).await {
-                Ok(found) => entries.push((Arc::clone(&tier.name), found)),
+                Ok(found) => found_below.push((Arc::clone(&tier.name), found)),
                 Err(error) => failure = failure.or(Some(tier.failed(error))),
             }
         }
+        entries.extend(found_below.into_iter().rev());
         // What was not found for a failure is still there: that is not for anybody to overlook.
         failure.map_or(Ok(Removed { settled, entries }), Err)
     }
