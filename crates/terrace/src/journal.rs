@@ -520,7 +520,10 @@ impl OpenJournal {
 
     async fn settle(&self, numbers: Vec<u64>) -> Result<(), StoreError> {
         self.counters.written.fetch_add(numbers.len() as u64, Ordering::Relaxed);
-        self.change("settle what is written", How::default(), move |connection| {
+        // A power failure must not have it written once more, over what is written to the source
+        // later than this.
+        let how = How { is_synced: true, bytes: 0 };
+        self.change("settle what is written", how, move |connection| {
             database::settle(connection, &numbers)
         })
         .await

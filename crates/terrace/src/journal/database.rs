@@ -268,7 +268,8 @@ fn row(space: &str, row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         record,
         failures: u32::try_from(row.get::<_, i64>(4)?).unwrap_or(u32::MAX),
         queued: WallTime::from_millis(unsigned(row.get(5)?)),
-        error: row.get(6)?,
+        // It has no checksum, and a space must not stand still for it.
+        error: String::from_utf8_lossy(row.get_ref(6)?.as_bytes().unwrap_or_default()).into_owned(),
     })
 }
 
@@ -326,6 +327,10 @@ pub(super) fn recover(connection: &Connection, space: &str) -> rusqlite::Result<
                 .execute(params![number, State::WAITING])?;
         }
     }
+    // By the clock of somebody else, which may have been ahead.
+    connection
+        .prepare_cached("UPDATE entry SET retry_at = 0 WHERE space = ?1 AND state = ?2")?
+        .execute(params![space, State::WAITING])?;
     Ok(taken.len() as u64)
 }
 

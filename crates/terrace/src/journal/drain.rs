@@ -124,6 +124,8 @@ where
         let lingered = now.saturating_since(due.oldest);
         let is_ripe = due.writes >= self.source.settings.max_batch
             || due.has_failed
+            // The clock was put back: how long it has waited is not known.
+            || due.oldest > now
             || lingered >= self.source.settings.linger
             || self.journal.is_hurried();
         if !is_ripe {
