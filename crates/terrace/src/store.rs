@@ -46,7 +46,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Removes what is under `keys`; says for each whether something was.
     fn remove<'a>(&'a self, keys: &'a [StoredKey]) -> StoreResult<'a, Vec<bool>>;
 
-    /// Removes everything whose key begins with `prefix`; returns how many.
+    /// Removes everything whose key begins with `prefix`; returns how many. A call that is dropped
+    /// may leave some of it.
     fn clear<'a>(&'a self, prefix: &'a str) -> StoreResult<'a, u64>;
 
     /// Up to `limit` keys and frames after `after`, in an order of the store's own.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use terrace::authority::Authority;
 use terrace::clock::WallTime;
-use terrace::key::StoredKey;
+use terrace::key::{KEY_FORMAT, StoredKey};
 use terrace::ledger::Stamp;
 use terrace::store::{Put, Store, Stored};
 
@@ -35,7 +35,7 @@ where
     check_each! {
         is_empty_at_first puts_and_replaces answers_in_order takes_a_key_twice
         takes_many_at_once removes_and_says_whether takes_every_key takes_every_size
-        clears_by_prefix clears_all scans_everything_once measures_itself
+        clears_by_prefix clears_all scans_everything_once tells_the_keys_of_a_prefix measures_itself
         keeps_what_has_not_expired survives_abandoned_calls serves_many_tasks
     }
     let subject = Subject::of(make().await);
@@ -308,6 +308,30 @@ async fn scans_everything_once(subject: &Subject) {
         let found: BTreeMap<_, _> = found.into_iter().collect();
         same(&found.len(), &count, &format!("a scan in pages of {limit} repeats nothing"));
         same(&found, &expected, &format!("a scan in pages of {limit} finds everything"));
+    }
+}
+
+async fn tells_the_keys_of_a_prefix(subject: &Subject) {
+    const MOST_STEPS: usize = 10_000;
+    let entries = numbered(257);
+    subject.fill(&entries).await;
+    let other = |n| (StoredKey::new("", "kit2", 0xc0ffee, &[n]), Bytes::from("other"));
+    subject.fill(&(0..20).map(other).collect::<Vec<_>>()).await;
+    let prefix = format!("{KEY_FORMAT}::kit:");
+    let expected: BTreeSet<_> = keys_of(&entries).into_iter().collect();
+    for limit in [1, 7, 512] {
+        let (mut found, mut position) = (BTreeSet::new(), None);
+        for step in 0.. {
+            let asked = subject.store.keys(&prefix, position.as_ref(), limit).await;
+            let page = answered(asked);
+            found.extend(page.keys);
+            position = page.next;
+            if position.is_none() {
+                break;
+            }
+            holds(step < MOST_STEPS, "a walk over the keys comes to an end");
+        }
+        same(&found, &expected, &format!("a walk in steps of {limit} tells the keys of a prefix"));
     }
 }
 

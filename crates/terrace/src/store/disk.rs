@@ -41,7 +41,9 @@ use crate::clock::WallTime;
 use crate::error::BuildError;
 use crate::key::StoredKey;
 use crate::runtime::off_thread;
-use crate::store::{Put, Scope, Store, StoreError, StoreErrorKind, StoreResult, Stored, Usage};
+use crate::store::{
+    KeyPage, Position, Put, Scope, Store, StoreError, StoreErrorKind, StoreResult, Stored, Usage,
+};
 use batch::Batch;
 use budget::{Budget, Cost, LEAST, Taken, length, log_of};
 use chores::Chores;
@@ -402,22 +404,35 @@ impl Store for DiskStore {
     fn clear<'a>(&'a self, prefix: &'a str) -> StoreResult<'a, u64> {
         const CLEARING: &str = "clear the disk tier";
         let prefix: Arc<str> = prefix.into();
-        Box::pin(self.elsewhere(CLEARING, move |shared| {
-            let most = shared.budget.rows_at_once();
+        // Each step takes its place in the queue when it is asked for: what is stored after a call
+        // that is dropped is not taken for what was there before.
+        Box::pin(async move {
+            let most = self.shared.budget.rows_at_once();
             let (mut gone, mut after) = (0, i64::MIN);
             loop {
                 let prefix = Arc::clone(&prefix);
-                let (some, last) =
-                    shared.write_blocking(CLEARING, Cost::rows(most), move |batch| {
-                        batch.clear(&prefix, after, most)
-                    })?;
+                let change = move |batch: &mut Batch<'_>| batch.clear(&prefix, after, most);
+                let (some, last) = self.write(CLEARING, Cost::rows(most), change).await?;
                 gone += some;
                 match last {
                     Some(last) => after = last,
                     None => return Ok(gone),
                 }
             }
-        }))
+        })
+    }
+
+    fn keys<'a>(
+        &'a self,
+        prefix: &'a str,
+        position: Option<&'a Position>,
+        limit: usize,
+    ) -> StoreResult<'a, KeyPage> {
+        let after = position.and_then(|position| position.0.parse().ok()).unwrap_or(i64::MIN);
+        let page = self.read("look through the disk tier", |connection| {
+            keys(connection, prefix, after, limit)
+        });
+        Box::pin(std::future::ready(page))
     }
 
     fn scan<'a>(
@@ -510,6 +525,25 @@ fn scan(
     })?;
     let ours = rows.filter_map(Result::transpose);
     ours.take(limit).collect()
+}
+
+fn keys(
+    connection: &Connection,
+    prefix: &str,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<KeyPage> {
+    let mut statement = connection
+        .prepare_cached("SELECT id, key FROM entry WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let mut rows =
+        statement.query(rusqlite::params![after, i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let mut page = KeyPage::default();
+    while let Some(row) = rows.next()? {
+        page.next = Some(Position(row.get::<_, i64>(0)?.to_string().into()));
+        let key = row.get_ref(1)?.as_str().ok().filter(|key| key.starts_with(prefix));
+        page.keys.extend(key.and_then(StoredKey::parse));
+    }
+    Ok(page)
 }
 
 /// The row of a text: its hash as SQLite's signed integer.

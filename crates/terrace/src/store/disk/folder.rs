@@ -109,7 +109,10 @@ impl Folder {
         for name in names_in(self.root.as_fd())? {
             let is_other = name != self.name && name.strip_prefix(PREFIX).is_some_and(is_hex::<16>);
             if is_other && left > 0 {
-                let other = openat(&self.root, &*name, DIRECTORY, Mode::empty())?;
+                // What only has such a name, a link say, is not a folder of ours.
+                let Ok(other) = openat(&self.root, &*name, DIRECTORY, Mode::empty()) else {
+                    continue;
+                };
                 left = left.saturating_sub(empty(&other, left)?);
                 // It may have files yet.
                 let _ = unlinkat(&self.root, &*name, AtFlags::REMOVEDIR);

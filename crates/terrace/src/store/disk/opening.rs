@@ -289,17 +289,29 @@ fn set_aside(path: &Path, suffix: &str) -> io::Result<PathBuf> {
         let what = "two databases of other programs were set aside here already: remove them";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
-    for journal in ["db-wal", "db-shm"] {
-        match fs::remove_file(path.with_extension(journal)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
     if numbered(1).exists() {
-        fs::rename(numbered(1), numbered(2))?;
+        rename(&numbered(1), &numbered(2))?;
     }
-    fs::rename(path, numbered(1))?;
+    rename(path, &numbered(1))?;
     Ok(numbered(1))
+}
+
+/// Renames a database with the log of what is not in it yet. The index of the log is made anew.
+fn rename(path: &Path, to: &Path) -> io::Result<()> {
+    let beside = |path: &Path, suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let unless_missing = |outcome: io::Result<()>| match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    unless_missing(fs::remove_file(beside(path, "-shm")))?;
+    // A log that stayed behind would be taken for the new database's.
+    unless_missing(fs::remove_file(beside(to, "-wal")))?;
+    unless_missing(fs::rename(beside(path, "-wal"), beside(to, "-wal")))?;
+    fs::rename(path, to)
 }
 
 #[cfg(unix)]
