@@ -55,7 +55,7 @@ pub(crate) enum Origin {
     #[cfg(feature = "disk")]
     Disk(crate::Disk),
     #[cfg(feature = "redis")]
-    Redis(crate::Redis),
+    Redis(Box<crate::Redis>),
 }
 
 impl Origin {
@@ -200,7 +200,7 @@ impl From<crate::Disk> for Tier {
 impl From<crate::Redis> for Tier {
     fn from(redis: crate::Redis) -> Self {
         let max_value_bytes = redis.max_value_bytes;
-        Self::with(Origin::Redis(redis), max_value_bytes)
+        Self::with(Origin::Redis(Box::new(redis)), max_value_bytes)
             .deadlines(Duration::from_millis(100), Duration::from_millis(250))
     }
 }
