@@ -445,9 +445,10 @@ async fn a_lower_bound_is_reached_soon() {
     store.close().await.unwrap();
     assert!(disk_bytes(directory.path()) > 16 << 20);
     let store = Disk::at(directory.path()).max_bytes(8 << 20).open().unwrap();
+    // The share of the log has to be free as well before the bound holds for whoever writes.
     eventually("it shrinks", async || {
         store.maintain(WallTime::from_millis(0)).await.unwrap();
-        disk_bytes(directory.path()) <= 8 << 20
+        disk_bytes(directory.path()) <= 7 << 20
     })
     .await;
     store_one(&store, "new", vec![1; 30 * KIB], None).await;

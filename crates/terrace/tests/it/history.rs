@@ -324,7 +324,7 @@ async fn c12_what_is_built_from_entries_is_read_in_an_order_too() {
         ("reads of it hit", of_built.tiers.iter().map(|(_, traffic)| traffic.hits).sum()),
     ] {
         println!("{happened} times: {what}");
-        assert!(happened * 1_000 > calls as u64, "only {happened} times: {what}");
+        assert!(happened * 10_000 > calls as u64, "only {happened} times: {what}");
     }
     assert!(stage.terrace.close().await);
 }
