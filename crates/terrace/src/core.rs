@@ -460,7 +460,7 @@ impl Core {
                 let applied =
                     catch_panic(pin!(Arc::clone(&core).apply_heard(position, heard))).await;
                 if matches!(applied, Ok(Ok(()))) {
-                    core.heard.store(core.clock.tick().as_millis(), Ordering::Relaxed);
+                    core.note_heard();
                     core.is_isolated.store(false, Ordering::Relaxed);
                     failures = 0;
                 } else {
@@ -502,18 +502,27 @@ impl Core {
     /// Empties memory once nothing was heard of the ledger for too long, and again after as long:
     /// what is loaded meanwhile may be invalidated by others all the same.
     fn distrust_memory_in_time(&self) {
-        let now = self.clock.tick().as_millis();
-        let silent = now.saturating_sub(self.heard.load(Ordering::Relaxed));
-        if u128::from(silent) >= self.max_isolated.as_millis() {
+        let silent_for = self.silent_for();
+        if silent_for >= self.max_isolated {
             tracing::warn!(
-                silent_for = ?Duration::from_millis(silent),
+                ?silent_for,
                 "the ledger is out of reach: what memory holds is not trusted any longer"
             );
             // Before: what is there must not come back to memory from stores that heard no more.
             self.is_isolated.store(true, Ordering::SeqCst);
             self.empty_memory();
-            self.heard.store(now, Ordering::Relaxed);
+            self.note_heard();
         }
+    }
+
+    /// How long ago the ledger was heard of last.
+    fn silent_for(&self) -> Duration {
+        let now = self.clock.tick().as_millis();
+        Duration::from_millis(now.saturating_sub(self.heard.load(Ordering::Relaxed)))
+    }
+
+    fn note_heard(&self) {
+        self.heard.store(self.clock.tick().as_millis(), Ordering::Relaxed);
     }
 
     /// Takes what lines of others name out of memory, and out of stores that do not hear them.
@@ -700,6 +709,8 @@ impl Core {
             underway: self.flights.airborne() as u64,
             loads_running: self.loads.running() as u64,
             loads_queued: self.loads.queued() as u64,
+            pending: self.pending.len() as u64,
+            silent_for: if self.is_shared() { self.silent_for() } else { Duration::ZERO },
             #[cfg(feature = "disk")]
             journal: self.journal.as_ref().map(|journal| journal.stats(self.wall())),
             #[cfg(not(feature = "disk"))]

@@ -56,8 +56,12 @@ impl Pending {
         (pending.keys().cloned().collect(), self.epoch())
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.count.load(Ordering::SeqCst) == 0
+        self.len() == 0
     }
 
     /// Grows with every addition: a load remembers it from its beginning.

@@ -28,6 +28,11 @@ pub struct Stats {
     pub loads_running: u64,
     /// Loads that wait for a permit now.
     pub loads_queued: u64,
+    /// Names of what was invalidated that some tier has not taken yet.
+    pub pending: u64,
+    /// How long ago the ledger was heard of last. More than a second or two: it is out of reach, and
+    /// what other processes invalidate is not heard of.
+    pub silent_for: Duration,
     /// What is written behind; nothing if the cache has no journal.
     pub journal: Option<JournalStats>,
 }

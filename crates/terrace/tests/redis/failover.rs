@@ -305,7 +305,13 @@ async fn c8_slots_move_and_shards_die_under_load() {
         for key in 0..versions.all.len() {
             let now = versions.now(key);
             for node in &nodes {
-                if node.load(&key.to_string(), &now).await != now {
+                let found = node.load(&key.to_string(), &now).await;
+                if found != now {
+                    let stats = node.terrace.stats().await;
+                    println!(
+                        "{key}: {found} instead of {now}: {} {:?}",
+                        stats.pending, stats.silent_for
+                    );
                     return false;
                 }
             }

@@ -10,7 +10,7 @@
 //! A replica that takes over may have missed what its primary did last: whoever sees another primary
 //! repeats the lines that it appended lately.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,17 +44,25 @@ const REPEATED_AT_ONCE: usize = 100;
 pub(super) struct Apart {
     /// Which schemas the values of each space have.
     schemas: Mutex<HashMap<String, String>>,
-    /// Names that were sent lately, by the time at which they were.
+    /// Names that were sent lately.
     sent: Mutex<Sent>,
     /// Who serves which slots.
     primaries: Mutex<Option<BTreeMap<u64, String>>>,
 }
 
+/// Names by when they were sent last: in the time of a replication that goes on, or in the one before.
 #[derive(Debug, Default)]
 struct Sent {
-    names: VecDeque<(Duration, Name)>,
+    lately: Names,
+    before: Names,
+    since: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    keys: HashSet<Arc<str>>,
     /// There were more than are kept.
-    overflowed: Option<Duration>,
+    has_overflowed: bool,
 }
 
 impl Apart {
@@ -75,37 +83,45 @@ impl Apart {
         let mut sent = self.sent.lock();
         sent.forget(now);
         for name in names {
-            if matches!(name, Name::Key(_) | Name::Set(_)) {
-                sent.names.push_back((now, name.clone()));
+            if let Name::Key(key) | Name::Set(key) = name {
+                sent.lately.add(key);
             }
-        }
-        if sent.names.len() > MOST_SENT {
-            sent.names.clear();
-            sent.overflowed = Some(now);
         }
     }
 
+    /// A write is repeated as an invalidation: what it stored may be lost, or older.
     fn sent_lately(&self, now: Duration) -> Vec<Name> {
         let mut sent = self.sent.lock();
         sent.forget(now);
-        if sent.overflowed.is_some() {
+        if sent.lately.has_overflowed || sent.before.has_overflowed {
             return vec![Name::Everything];
         }
-        // A write is repeated as an invalidation: what it stored may be lost, or older.
-        let names = sent.names.iter().filter_map(|(_, name)| match name {
-            Name::Key(key) | Name::Set(key) => Some(Name::Key(Arc::clone(key))),
-            _ => None,
-        });
-        names.collect()
+        sent.lately.keys.union(&sent.before.keys).cloned().map(Name::Key).collect()
     }
 }
 
 impl Sent {
+    /// Forgets what has reached every replica long ago.
     fn forget(&mut self, now: Duration) {
-        while self.names.front().is_some_and(|(sent, _)| *sent + REPLICATION < now) {
-            self.names.pop_front();
+        if now >= self.since + REPLICATION {
+            let lately = std::mem::take(&mut self.lately);
+            // After a time without anything, that is long ago as well.
+            let is_old = now >= self.since + 2 * REPLICATION;
+            self.before = if is_old { Names::default() } else { lately };
+            self.since = now;
         }
-        self.overflowed = self.overflowed.filter(|since| *since + REPLICATION >= now);
+    }
+}
+
+impl Names {
+    fn add(&mut self, key: &Arc<str>) {
+        if self.has_overflowed || self.keys.contains(key) {
+            return;
+        }
+        self.keys.insert(Arc::clone(key));
+        if self.keys.len() > MOST_SENT {
+            *self = Self { keys: HashSet::new(), has_overflowed: true };
+        }
     }
 }
 
