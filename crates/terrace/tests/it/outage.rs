@@ -417,6 +417,49 @@ async fn what_a_store_could_not_remove_is_not_read_from_it() {
     }
 }
 
+/// What a sweep finds in memory goes, whether or not the ledger can take that; what it finds below
+/// stays until the ledger can, and the caller hears of it.
+#[tokio::test]
+async fn a_sweep_that_the_ledger_could_not_take_is_pending_until_it_can() {
+    for is_below in [true, false] {
+        for fault in [Fault::Fail(StoreErrorKind::Unavailable), Fault::Hang] {
+            let what = format!("below memory: {is_below}, {fault:?}");
+            let site = Site::with_value(Stack::Disk).await;
+            if !is_below {
+                site.terrace.clear_tier("frail").await.unwrap();
+            }
+            site.chaos.inject(Calls::of_authority(), fault);
+            site.next();
+            let sweep = async { site.space.remove_pattern("k[e]y").await };
+            let removed = ends("remove_pattern", sweep).await;
+            assert!(site.terrace.stats().await.pending > 0, "{what}");
+            assert_eq!(site.space.read("key", |value| *value), None, "{what}");
+            match removed {
+                Err(error @ Error::Tier { .. }) if is_below => {
+                    assert!(error.to_string().contains("frail"), "{what}: {error}");
+                    site.chaos.heal();
+                    eventually("another try", async || {
+                        site.space.remove_pattern("k[e]y").await.is_ok()
+                    })
+                    .await;
+                }
+                Ok(removed) if !is_below => {
+                    let pending = Settled::Pending(vec!["frail".into()]);
+                    assert_eq!(removed.settled, pending, "{what}");
+                    site.look(&what).await;
+                    site.chaos.heal();
+                }
+                other => panic!("{what}: {other:?}"),
+            }
+            site.look(&what).await;
+            eventually("nothing is pending", async || site.terrace.stats().await.pending == 0)
+                .await;
+            site.look(&what).await;
+            site.recovers(&what).await;
+        }
+    }
+}
+
 /// More names than are kept one by one: then everything is pending.
 #[tokio::test]
 async fn a_flood_of_pending_names_distrusts_everything() {

@@ -28,7 +28,7 @@ struct Watched {
 
 impl Watched {
     async fn begin(server: &RedisServer) -> Self {
-        let mut monitor = Connection::to(server.address()).await.unwrap();
+        let mut monitor = Connection::with_all_rights(server.address()).await.unwrap();
         assert_eq!(monitor.command(["MONITOR"]).await.unwrap(), "OK");
         Self { monitor }
     }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use terrace::clock::Clock as _;
+use terrace::store::StoreErrorKind;
 use terrace::{
     Acknowledge, Change, Disk, Error, Journal, LoadError, LoadMany, Loaded, Memory, Mode, Source,
     Space, SpaceBuilder, Terrace, Tier, WriteBatch, WriteBehind, WriteId,
 };
-use terrace_test::{ManualClock, MapStore, sweep};
+use terrace_test::{Calls, ChaosStore, Fault, ManualClock, MapStore, sweep};
 use tokio::sync::Semaphore;
 
 use crate::support::{Everywhere as _, Layout, Refused, count, ends, eventually, ms, random};
@@ -131,6 +132,11 @@ async fn start_with(layout: Layout, directory: &Path, journal: Journal) -> Terra
         Layout::MemoryAndMap => builder.tier("map", Tier::of(MapStore::new())),
     };
     builder.build().await.unwrap()
+}
+
+async fn start_without_journal(directory: &Path) -> Terrace {
+    let disk = Disk::at(directory.join("disk"));
+    Terrace::builder().memory(Memory::bytes(16 << 20)).tier("disk", disk).build().await.unwrap()
 }
 
 /// What a read with a loader says that asks the source.
@@ -289,6 +295,54 @@ async fn others_on_the_same_directory_see_what_is_not_in_the_source() {
     for cache in &caches {
         assert!(cache.close().await);
     }
+}
+
+/// What the ledger had not heard of when a process ended is named by whoever writes it to the source.
+#[tokio::test]
+async fn what_was_in_the_journal_and_not_in_the_ledger_leaves_nothing_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let table = Table::new();
+    let other = start_without_journal(directory.path()).await;
+    let read = other.space::<str, u64>("space").build().unwrap();
+    table.set("key", 1);
+    assert_eq!(load(&read, &table, "key").await, Some(1));
+    {
+        // In a runtime of its own, which takes what would go on with it.
+        let (directory, table) = (directory.path().to_owned(), Arc::clone(&table));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let disk = Arc::new(Disk::at(directory.join("disk")).open().unwrap());
+                let chaos = Arc::new(ChaosStore::over(disk));
+                let terrace = Terrace::builder()
+                    .journal(Journal::at(directory.join("journal")))
+                    .tier("disk", Tier::shared(Arc::clone(&chaos) as _))
+                    .build()
+                    .await
+                    .unwrap();
+                let space = space(&terrace, &table).build().unwrap();
+                let away = Fault::Fail(StoreErrorKind::Unavailable);
+                chaos.inject(Calls::of_authority(), away);
+                let settled =
+                    space.insert_behind("key", 2).acknowledge(Acknowledge::Journal).await.unwrap();
+                assert!(!settled.is_settled());
+            });
+            runtime.shutdown_background();
+        })
+        .join()
+        .unwrap();
+    }
+    table.open();
+    let terrace = start(Layout::Disk, directory.path()).await;
+    let space = space(&terrace, &table).build().unwrap();
+    assert_eq!(load(&space, &table, "key").await, Some(2), "it is in the journal");
+    ends("a flush", space.flush()).await.unwrap();
+    assert_eq!(table.get("key"), Some(2));
+    eventually("the other one hears of it", async || load(&read, &table, "key").await == Some(2))
+        .await;
+    other.clear_tier("memory").await.unwrap();
+    assert_eq!(load(&read, &table, "key").await, Some(2));
+    assert_eq!(load(&space, &table, "key").await, Some(2));
 }
 
 #[tokio::test]
