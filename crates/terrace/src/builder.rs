@@ -29,6 +29,7 @@ use crate::retry::Retries;
 use crate::runtime::{Runtime, Tokio};
 use crate::space::{Identity, Spaces};
 use crate::store::{Scope, StoreError, StoreErrorKind};
+use crate::sweep;
 use crate::tier::{OpenTier, Tier};
 use crate::tracking::Undropped;
 use terrace_memory::Eviction;
@@ -239,6 +240,7 @@ impl Builder {
             loads: Bulkhead::new(self.max_loads.unwrap_or(MOST_LOADS)),
             spaces: Spaces::new(tiers.len() + 1),
             events,
+            sweeps: tokio::sync::Semaphore::new(sweep::MOST_AT_ONCE),
             undropped: Undropped::default(),
             clock,
             steady_wall: SteadyWall::default(),

@@ -53,6 +53,8 @@ pub(crate) struct Core {
     /// How many loads run at once.
     pub(crate) loads: Bulkhead,
     pub(crate) spaces: Spaces,
+    /// A permit for each walk through a tier.
+    pub(crate) sweeps: tokio::sync::Semaphore,
     pub(crate) undropped: Undropped,
     pub(crate) events: Events,
     pub(crate) clock: AnyClock,
@@ -634,7 +636,7 @@ impl Core {
                         tracing::info!("nothing is pending any more");
                         return;
                     }
-                    wait = (wait * 2).min(Duration::from_secs(5));
+                    wait = (wait * 2).min(Duration::from_secs(1));
                 }
             }));
         }

@@ -167,6 +167,9 @@ pub enum Acknowledge {
 /// Writes that are acknowledged and not in the journal yet, at most.
 const MOST_EARLY: usize = 1024;
 
+/// How long a disk may take for what it was told before the journal is closed.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// How often those who wait for another process look.
 const LOOKING: Duration = Duration::from_millis(20);
 
@@ -460,7 +463,9 @@ impl OpenJournal {
         }
         let kept = self.left_here().unwrap_or(0);
         let elsewhere = self.left_in(&self.owners.elsewhere()).unwrap_or(0);
-        self.committer.close().await;
+        if unless(|| runtime.sleep(CLOSING), self.committer.close()).await.is_none() {
+            tracing::warn!("the journal's disk does not answer: it is closed without it");
+        }
         self.readers.lock().clear();
         self.changed.notify_waiters();
         let left = Left { kept, elsewhere, lost: self.early.lock().len() as u64 };

@@ -26,6 +26,9 @@ use crate::write::{Settled, index_of};
 /// Keys that one step looks at.
 const STEP: usize = 512;
 
+/// Walks through tiers at the same time.
+pub(crate) const MOST_AT_ONCE: usize = 4;
+
 /// Keys that are remembered by a count, because a store that grows tells some twice.
 const REMEMBERED: usize = 100_000;
 
@@ -173,6 +176,8 @@ impl Sweep {
 
     /// Walks through one tier; returns how many keys were found, or were removed.
     async fn tier(&self, tier: &OpenTier) -> Result<u64, StoreError> {
+        // Others wait: a store keeps the place of a few only, and a server has more to do.
+        let _turn = self.core.sweeps.acquire().await;
         let prefix = format!("{KEY_FORMAT}:{}:", self.swept.space);
         let (mut position, mut count) = (None, 0);
         let mut seen = HashSet::new();
