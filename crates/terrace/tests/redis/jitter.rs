@@ -1,5 +1,6 @@
 //! A network on which nothing is in time: lines of the ledger come late, and in bursts.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,8 +66,13 @@ async fn c11_nodes_agree_when_everything_is_late() {
         for (node, versions) in nodes.iter().zip(&mut seen) {
             for (key, at) in &somewhere {
                 if versions[*at] == 0 {
-                    until("an answer in time", async || node.get(*key).await.is_some()).await;
-                    versions[*at] = node.get(*key).await.unwrap_or(0);
+                    let found = Cell::new(0);
+                    until("an answer in time", async || {
+                        found.set(node.get(*key).await.unwrap_or(0));
+                        found.get() > 0
+                    })
+                    .await;
+                    versions[*at] = found.get();
                 }
             }
         }
