@@ -32,6 +32,7 @@ use crate::store::{Scope, StoreError, StoreErrorKind};
 use crate::sweep;
 use crate::tier::{OpenTier, Tier};
 use crate::tracking::Undropped;
+use crate::warm::WarmStart;
 use terrace_memory::Eviction;
 
 /// Settings of the memory tier.
@@ -126,6 +127,7 @@ pub struct Builder {
     runtime: Option<Arc<dyn Runtime>>,
     #[cfg(feature = "disk")]
     journal: Option<Journal>,
+    warm_start: Option<WarmStart>,
 }
 
 impl Builder {
@@ -185,6 +187,53 @@ impl Builder {
         self
     }
 
+    /// Begins with what was hot when the cache before closed: it notes which keys, and this one brings
+    /// what a tier below has of them into memory, the hottest first, in the background, as soon as
+    /// their space is opened. Off unless set.
+    ///
+    /// What was invalidated meanwhile is not brought back, nor what is past its end: each entry is
+    /// read and judged as by any other call. Only [`close`](Terrace::close) notes what is hot; a
+    /// process that is killed leaves the note of the one before it. Dynamic keys are not among them,
+    /// because nobody knows their types yet, nor are spaces that are [built in
+    /// memory](crate::SpaceBuilder::build_in_memory).
+    ///
+    /// How far it got is in [`Stats::warming`](crate::Stats::warming) and
+    /// [`Stats::warmed`](crate::Stats::warmed). A file that cannot be used is a warning in the log,
+    /// and no error.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # #[cfg(feature = "disk")] {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let directory = directory.path();
+    /// use terrace::{Disk, Memory, Terrace, WarmStart};
+    ///
+    /// for is_again in [false, true] {
+    ///     let terrace = Terrace::builder()
+    ///         .memory(Memory::default())
+    ///         .tier("disk", Disk::at(directory.join("cache")))
+    ///         .warm_start(WarmStart::at(directory.join("hot")).max_keys(1_000))
+    ///         .build()
+    ///         .await?;
+    ///     let airports = terrace.space::<str, String>("airport").build()?;
+    ///     if is_again {
+    ///         while terrace.stats().await.warmed < 1 {
+    ///             tokio::task::yield_now().await;
+    ///         }
+    ///         assert!(airports.read("LSZH", |name| name == "Zürich").unwrap());
+    ///     } else {
+    ///         airports.insert("LSZH", "Zürich".to_owned()).await?;
+    ///     }
+    ///     terrace.close().await;
+    /// }
+    /// # }
+    /// # Ok(()) }
+    /// ```
+    pub fn warm_start(mut self, settings: WarmStart) -> Self {
+        self.warm_start = Some(settings);
+        self
+    }
+
     /// Takes time from another clock than the operating system's.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -215,6 +264,9 @@ impl Builder {
         let clock =
             self.clock.map_or_else(|| AnyClock::System(SystemClock::new()), AnyClock::Other);
         check_names(&self.tiers)?;
+        if let Some(warm_start) = &self.warm_start {
+            warm_start.check(self.memory.is_some(), !self.tiers.is_empty())?;
+        }
         #[cfg(feature = "disk")]
         let journal = self.journal.as_ref().map(Journal::open).transpose()?.map(Arc::new);
         let mut tiers = self
@@ -228,6 +280,10 @@ impl Builder {
         let snapshot = match joining.await {
             Ok(snapshot) => snapshot,
             Err(source) => join_later(source, keeper, &*runtime)?,
+        };
+        let warm = match self.warm_start {
+            Some(warm_start) => Some(warm_start.begin().await),
+            None => None,
         };
         let heard = AtomicU64::new(clock.tick().as_millis());
         let core = Arc::new(Core {
@@ -255,6 +311,7 @@ impl Builder {
             is_closed: AtomicBool::new(false),
             #[cfg(feature = "disk")]
             journal,
+            warm,
             tiers: tiers.into(),
         });
         core.start_housekeeping();

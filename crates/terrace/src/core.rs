@@ -35,6 +35,7 @@ use crate::store::{Health, Scope, StoreError, StoreErrorKind, Usage};
 use crate::sweep::{self, Swept};
 use crate::tier::OpenTier;
 use crate::tracking::Undropped;
+use crate::warm::{self, Warm};
 use crate::write::Settled;
 
 /// The memory tier's engine, as the cache uses it.
@@ -76,6 +77,8 @@ pub(crate) struct Core {
     /// What is written behind.
     #[cfg(feature = "disk")]
     pub(crate) journal: Option<Arc<OpenJournal>>,
+    /// What was hot before, and is noted to be hot.
+    pub(crate) warm: Option<Warm>,
 }
 
 /// What a load remembers of its beginning, to be judged by when it ends. See
@@ -713,6 +716,8 @@ impl Core {
             loads_queued: self.loads.queued() as u64,
             pending: self.pending.len() as u64,
             silent_for: if self.is_shared() { self.silent_for() } else { Duration::ZERO },
+            warming: self.warm.as_ref().map_or(0, Warm::left),
+            warmed: self.warm.as_ref().map_or(0, Warm::warmed),
             #[cfg(feature = "disk")]
             journal: self.journal.as_ref().map(|journal| journal.stats(self.wall())),
             #[cfg(not(feature = "disk"))]
@@ -778,9 +783,8 @@ impl Core {
             .map_or(bytes, |largest| largest.fetch_max(bytes, Ordering::Relaxed).max(bytes))
     }
 
-    pub(crate) async fn close(&self, time: Duration) -> Closed {
+    pub(crate) async fn close(self: &Arc<Self>, time: Duration) -> Closed {
         let is_first = !self.is_closed.swap(true, Ordering::AcqRel);
-        #[cfg(feature = "disk")]
         let until = self.clock.elapsed().saturating_add(time);
         #[cfg(feature = "disk")]
         if let Some(journal) = &self.journal {
@@ -794,6 +798,8 @@ impl Core {
         #[cfg(feature = "disk")]
         let closed = self.close_journal(closed, until).await;
         if is_first {
+            let left = until.saturating_sub(self.clock.elapsed());
+            unless(|| self.runtime.sleep(left), warm::note(self)).await;
             for tier in &self.tiers {
                 if let Err(error) = tier.guard.insist("close a tier", tier.store.close()).await {
                     tracing::warn!(tier = %tier.name, %error, "a store did not close as it should");

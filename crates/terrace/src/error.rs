@@ -261,6 +261,34 @@ pub enum BuildError {
         /// Its format.
         found: i32,
     },
+    /// Somebody else has the directory, and one of both wants it alone: see `Disk::exclusive`.
+    #[error(
+        "{path} cannot be opened {how}: close the other one first, or choose another directory",
+        path = path.display(),
+        how = if *wants_it_alone {
+            "exclusively, because another cache, of this process or another, has it open"
+        } else {
+            "because another cache, of this process or another, opened it exclusively"
+        }
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Whether it is this cache that does not share it; else it is the other one.
+        wants_it_alone: bool,
+    },
+    /// A database cannot be where other machines may write to it.
+    #[error(
+        "{path} is on {kind}: a database that other machines can open is damaged by them; \
+         choose a directory on a disk of this machine",
+        path = path.display()
+    )]
+    NetworkFileSystem {
+        /// The directory.
+        path: PathBuf,
+        /// What kind of file system it is on.
+        kind: &'static str,
+    },
     /// The SQLite that is linked can damage databases.
     #[error("SQLite {found} can damage a database in write-ahead mode; 3.51.3 or newer is needed")]
     OldSqlite {

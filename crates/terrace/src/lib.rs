@@ -90,6 +90,7 @@ mod through;
 mod tier;
 mod tracking;
 mod waits;
+mod warm;
 mod write;
 
 #[cfg(feature = "disk")]
@@ -124,6 +125,7 @@ pub use terrace_memory::Eviction;
 pub use through::InsertThrough;
 pub use tier::Tier;
 pub use tracking::Dependency;
+pub use warm::WarmStart;
 pub use write::{Insert, Settled};
 
 /// The examples of the project's front page.

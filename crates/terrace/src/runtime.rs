@@ -76,7 +76,6 @@ pub(crate) async fn in_task<T: Send + 'static>(
 
 /// The output of `work`, which may block its thread: away from the caller's, where a Tokio runtime
 /// is at hand, and whatever becomes of the caller. `None` if it panicked, or its runtime is gone.
-#[cfg(feature = "disk")]
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {

@@ -44,6 +44,7 @@ use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
 use crate::sweep::RemovePattern;
 use crate::through::{self, InsertThrough};
 use crate::tracking::Dependency;
+use crate::warm;
 use crate::write::{self, Insert, Settled};
 
 /// A typed namespace of a cache. Cloning it is cheap.
@@ -950,7 +951,11 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
             schema: self.schema.unwrap_or(schema) ^ xxhash_rust::xxh3::xxh3_64(K::KIND.as_bytes()),
             value: TypeId::of::<V>(),
         };
-        let core = self.core.spaces.open(&self.core, identity, self.policy, self.codec);
+        let spaces = &self.core.spaces;
+        let core = spaces.open(&self.core, identity.clone(), self.policy, self.codec);
+        if let Some(codec) = codec {
+            warm::begin(&core, identity, codec);
+        }
         let settings = self.write_behind;
         let source = self.source.map(|source| Arc::new(source.with(settings)));
         #[cfg(feature = "disk")]
@@ -999,6 +1004,11 @@ pub(crate) struct SpaceState {
 }
 
 impl SpaceCore {
+    /// What stored keys of this space and its type begin with, and no others.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         match self.state.mode.load(Ordering::Relaxed) {
             0 => Mode::On,

@@ -33,6 +33,11 @@ pub struct Stats {
     /// How long ago the ledger was heard of last. More than a second or two: it is out of reach, and
     /// what other processes invalidate is not heard of.
     pub silent_for: Duration,
+    /// Keys that a [warm start](crate::WarmStart) is still to look for. Those of a space that is not
+    /// open wait until it is.
+    pub warming: u64,
+    /// Entries that a warm start has brought into memory.
+    pub warmed: u64,
     /// What is written behind; nothing if the cache has no journal.
     pub journal: Option<JournalStats>,
 }

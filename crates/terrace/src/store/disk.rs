@@ -22,6 +22,7 @@ mod folder;
 mod large;
 mod ledger;
 mod opening;
+mod place;
 mod room;
 mod touches;
 mod writer;
@@ -80,6 +81,7 @@ pub struct Disk {
     inline_bytes: usize,
     eviction: DiskEviction,
     keeps_foreign: bool,
+    is_exclusive: bool,
 }
 
 impl Disk {
@@ -94,6 +96,7 @@ impl Disk {
             inline_bytes: 32 << 10,
             eviction: DiskEviction::default(),
             keeps_foreign: false,
+            is_exclusive: false,
         }
     }
 
@@ -133,6 +136,23 @@ impl Disk {
     #[must_use]
     pub fn keep_foreign(self) -> Self {
         Self { keeps_foreign: true, ..self }
+    }
+
+    /// Nobody else may have the directory open at the same time: no other process, and no other
+    /// cache of this one. Whoever comes second gets [`BuildError::InUse`] after a second at most,
+    /// whether it is this one or a cache that would share the directory.
+    ///
+    /// The system keeps the right to the directory, and takes it back when the process ends,
+    /// however that happens.
+    ///
+    /// ```no_run
+    /// use terrace::Disk;
+    ///
+    /// let disk = Disk::at("/var/cache/shop").exclusive();
+    /// ```
+    #[must_use]
+    pub fn exclusive(self) -> Self {
+        Self { is_exclusive: true, ..self }
     }
 
     /// Opens the store by itself, to be used without a cache: to look into it, say.

@@ -12,12 +12,17 @@
     reason = "a test that cannot go on has to say so and stop; between processes real time passes"
 )]
 
+mod alone;
 mod bound;
 #[cfg(target_os = "linux")]
 mod failing;
 #[cfg(unix)]
 mod files;
+mod flipped;
+#[cfg(target_os = "linux")]
+mod nth;
 mod opening;
 #[path = "../it/support.rs"]
 #[allow(dead_code, reason = "the other binary uses more of it")]
 mod support;
+mod warm;

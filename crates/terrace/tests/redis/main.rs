@@ -1,4 +1,5 @@
 //! The Redis tier against real servers, which are paused, killed and cut off: one file per hazard.
+//! Where processes that share a directory are promised the same, they are here, too.
 #![allow(
     clippy::async_yields_async,
     clippy::cast_possible_truncation,
@@ -22,7 +23,9 @@ mod cut;
 mod failover;
 mod flap;
 mod fleet;
+mod flipped;
 mod flood;
+mod formats;
 mod full;
 mod hang;
 mod health;

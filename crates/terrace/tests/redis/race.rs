@@ -31,19 +31,36 @@ async fn c2_a_load_in_one_process_meets_an_invalidation_in_another() {
     // Lines reach nobody at once: what is stored in Redis is judged there or not at all.
     let proxy = ChaosProxy::before(server.address()).await.unwrap();
     let make = Make::over(&proxy.url(), &source);
+    loads_meet_invalidations(make, source, Some(proxy)).await;
+}
+
+/// Here it is the time between two looks at the ledger by which lines are late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c2_a_load_meets_an_invalidation_by_another_process_on_its_disk() {
+    let (truth, directory) = (RedisServer::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let source = Arc::new(Source::of(&truth));
+    let make = Make::on(directory.path(), &source);
+    loads_meet_invalidations(make, source, None).await;
+}
+
+async fn loads_meet_invalidations(make: Make, source: Arc<Source>, proxy: Option<ChaosProxy>) {
     let nodes = [make.start().await, make.start().await].map(Arc::new);
     let mut random = random("orders of loads and invalidations");
     let (orders, mut races) = (count(300, 10_000), 0);
     for first in (0..orders).step_by(AT_ONCE as usize) {
         let keys = first..(first + AT_ONCE).min(orders);
-        proxy.to_client().delay(ms(0), ms(8));
+        if let Some(proxy) = &proxy {
+            proxy.to_client().delay(ms(0), ms(8));
+        }
         let mut underway = JoinSet::new();
         for key in keys.clone() {
             let (nodes, source) = (nodes.clone(), Arc::clone(&source));
             underway.spawn(load_and_invalidate(nodes, source, key, random.fork()));
         }
         races += underway.join_all().await.into_iter().sum::<u64>();
-        proxy.heal();
+        if let Some(proxy) = &proxy {
+            proxy.heal();
+        }
         // Quiet.
         until_within(limit(SECOND), "both to equal the source", async || {
             for node in &nodes {
@@ -56,9 +73,9 @@ async fn c2_a_load_in_one_process_meets_an_invalidation_in_another() {
             true
         })
         .await;
-        // Whoever joins now has heard of nothing, and trusts what Redis has kept.
+        // Whoever joins now has heard of nothing, and trusts what the tier that is shared has kept.
         let kept = make.start().await.get_all(keys.clone()).await;
-        assert!(!kept.contains(&OLD), "{keys:?}: {kept:?} in Redis");
+        assert!(!kept.contains(&OLD), "{keys:?}: {kept:?} below memory");
         for node in &nodes {
             let versions = node.load_all(keys.clone()).await;
             assert!(versions.iter().all(|version| *version == NEW), "{keys:?}: {versions:?}");

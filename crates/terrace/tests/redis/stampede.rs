@@ -22,7 +22,17 @@ async fn s2_one_load_in_the_whole_fleet() {
     let (server, truth) =
         (RedisServer::start().await.unwrap(), RedisServer::start().await.unwrap());
     let source = Source::of(&truth);
-    let make = Make::over(&server.url(), &source).patient();
+    one_load(Make::over(&server.url(), &source).patient(), &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s2_one_load_of_all_who_share_a_directory() {
+    let (truth, directory) = (RedisServer::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let source = Source::of(&truth);
+    one_load(Make::on(directory.path(), &source).patient(), &source).await;
+}
+
+async fn one_load(make: Make, source: &Source) {
     let mut nodes = Vec::new();
     for _ in 0..count(3, 8) {
         nodes.push(Arc::new(make.start().await));
@@ -52,7 +62,17 @@ async fn s3_the_holder_of_the_lease_is_killed() {
     let (server, truth) =
         (RedisServer::start().await.unwrap(), RedisServer::start().await.unwrap());
     let source = Source::of(&truth);
-    let make = Make::over(&server.url(), &source).patient();
+    kill_the_holder(Make::over(&server.url(), &source).patient(), &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_the_holder_of_a_lease_in_a_directory_is_killed() {
+    let (truth, directory) = (RedisServer::start().await.unwrap(), tempfile::tempdir().unwrap());
+    let source = Source::of(&truth);
+    kill_the_holder(Make::on(directory.path(), &source).patient(), &source).await;
+}
+
+async fn kill_the_holder(make: Make, source: &Source) {
     let others = [Arc::new(make.start().await), Arc::new(make.start().await)];
     let (clock, half) = (SystemClock::new(), LOAD.as_millis() / 2);
     let mut slowest = Duration::ZERO;

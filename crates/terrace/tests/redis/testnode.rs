@@ -24,13 +24,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace};
+use terrace::{Disk, LoadError, Memory, Redis, Settled, Space, Terrace, Tier};
 use terrace_test::rig;
 use tokio::task::JoinSet;
 
 use crate::play;
 use crate::source::{Refused, Source};
-use crate::support::{HOUR, ends, ms, patient};
+use crate::support::{HOUR, SECOND, ends, ms, patient};
 
 /// The key, so that no value can stand under another one, and its version.
 pub(crate) type Value = (u64, u64);
@@ -46,6 +46,12 @@ impl Make {
     pub(crate) fn over(url: &str, source: &Source) -> Self {
         let make = Self { words: Vec::new() };
         make.with("redis", url).with("source", source.address())
+    }
+
+    /// Memory over a directory that all share, and no server.
+    pub(crate) fn on(directory: &Path, source: &Source) -> Self {
+        let make = Self { words: Vec::new() };
+        make.disk(directory, false).with("source", source.address())
     }
 
     /// With a disk tier below the server, or above it.
@@ -205,6 +211,10 @@ impl Bed {
             builder = match name {
                 "redis" if is_patient => builder.tier("redis", patient(place)),
                 "redis" => builder.tier("redis", Redis::url(place)),
+                _ if is_patient => {
+                    let disk = Tier::from(Disk::at(place));
+                    builder.tier("disk", disk.deadlines(10 * SECOND, 10 * SECOND))
+                }
                 _ => builder.tier("disk", Disk::at(place)),
             };
         }

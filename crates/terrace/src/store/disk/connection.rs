@@ -9,6 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::place;
 use crate::error::BuildError;
 
 /// How long a connection waits for another process that writes.
@@ -94,12 +95,15 @@ pub(crate) fn prepare(directory: &Path, database: &str) -> Result<PathBuf, Build
     Ok(path)
 }
 
-/// The whole path of a directory, which is made if it is not there.
+/// The whole path of a directory, which is made if it is not there. One where a database would be
+/// damaged is refused.
 pub(super) fn enter(directory: &Path) -> Result<PathBuf, BuildError> {
     // SQLite follows no link in the whole path; those to the directory are the user's.
-    create_directory(directory)
+    let path = create_directory(directory)
         .and_then(|()| fs::canonicalize(directory))
-        .map_err(|error| BuildError::directory(directory, "create or enter it", error))
+        .map_err(|error| BuildError::directory(directory, "create or enter it", error))?;
+    place::check(&path)?;
+    Ok(path)
 }
 
 #[cfg(unix)]

@@ -1,10 +1,11 @@
 //! **Opening** a directory: what is there is used, or set aside and begun anew.
 //!
-//! Everybody who has the directory open holds a shared lock on a file of its own. A database is
-//! set aside only by somebody who holds it alone: whoever else has the database open would go on
-//! with the one that was renamed, and remove the journal of the new one at the end.
+//! Everybody who has the directory open holds a shared lock on a file of its own, or the only one
+//! where it is not shared. A database is set aside only by somebody who holds it alone: whoever else
+//! has the database open would go on with the one that was renamed, and remove the journal of the
+//! new one at the end.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +29,8 @@ const TABLES: i32 = 2;
 /// The first SQLite without the write-ahead reset bug.
 const OLDEST_SQLITE: i32 = 3_051_003;
 
-/// How long somebody who has the directory open is waited for before a database is set aside.
+/// How long a lock is waited for that somebody else who has the directory open holds: most open it
+/// alone only for as long as it takes to set a database aside.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An open directory.
@@ -55,12 +57,11 @@ pub(super) fn open(settings: &Disk) -> Result<Opened, BuildError> {
     let path = directory.join(DATABASE);
     let cannot =
         |doing| move |error| BuildError::directory(&directory.join(DATABASE), doing, error);
-    let lock = lock(&directory.join(LOCK))
-        .map_err(|error| BuildError::directory(&directory.join(LOCK), "lock it", error))?;
+    let lock = hold(directory, settings.is_exclusive)?;
     create_file(&path).map_err(cannot("open it for writing"))?;
     let opened = match open_tables(&path) {
         Err(error) if error.is_set_aside(settings) => {
-            let Some(alone) = hold_alone(&lock) else {
+            let Some(alone) = hold_alone(&lock, directory)? else {
                 return Err(error.into_build_error(&path));
             };
             // Another process may have done it while this one waited.
@@ -76,7 +77,9 @@ pub(super) fn open(settings: &Disk) -> Result<Opened, BuildError> {
                 }
                 other => other,
             };
-            alone.lock_shared().map_err(cannot("lock it"))?;
+            if !settings.is_exclusive {
+                share(alone, directory)?;
+            }
             opened
         }
         other => other,
@@ -85,28 +88,58 @@ pub(super) fn open(settings: &Disk) -> Result<Opened, BuildError> {
     Ok(Opened { path, connection, folder, lock: Arc::new(lock) })
 }
 
-/// The file of the lock, with a shared lock on it.
-fn lock(path: &Path) -> io::Result<File> {
+/// The right to have the directory open, alone or not, for as long as the file is kept.
+///
+/// Whoever opened the file has the lock, and not the process: a second cache of the same process is
+/// somebody else, too.
+fn hold(directory: &Path, is_alone: bool) -> Result<File, BuildError> {
+    let file = lock_file(&directory.join(LOCK))
+        .map_err(|error| BuildError::directory(&directory.join(LOCK), "open it", error))?;
+    if !is_alone {
+        share(&file, directory)?;
+    } else if !in_time(|| file.try_lock(), directory)? {
+        return Err(BuildError::InUse { path: directory.into(), wants_it_alone: true });
+    }
+    Ok(file)
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
     create_file(path)?;
     let mut options = fs::OpenOptions::new();
     options.read(true);
     no_link(&mut options);
-    let file = options.open(path)?;
-    file.lock_shared()?;
-    Ok(file)
+    options.open(path)
 }
 
-/// The lock, if nobody else has the directory open, or soon has not any more.
-fn hold_alone(lock: &File) -> Option<&File> {
+/// A shared lock, in place of the other one if this file has that.
+fn share(file: &File, directory: &Path) -> Result<(), BuildError> {
+    if in_time(|| file.try_lock_shared(), directory)? {
+        return Ok(());
+    }
+    Err(BuildError::InUse { path: directory.into(), wants_it_alone: false })
+}
+
+/// The lock, if nobody else has the directory open, or soon has not any more. If not, this one has
+/// it no longer either: trying lets go of the shared lock.
+fn hold_alone<'a>(lock: &'a File, directory: &Path) -> Result<Option<&'a File>, BuildError> {
+    Ok(in_time(|| lock.try_lock(), directory)?.then_some(lock))
+}
+
+/// Whether a lock could be had before our patience ended.
+fn in_time(
+    attempt: impl Fn() -> Result<(), TryLockError>,
+    directory: &Path,
+) -> Result<bool, BuildError> {
     for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
-        match lock.try_lock() {
-            Ok(()) => return Some(lock),
-            Err(_) => std::thread::sleep(PAUSE),
+        match attempt() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            Err(TryLockError::Error(error)) => {
+                return Err(BuildError::directory(&directory.join(LOCK), "lock it", error));
+            }
         }
     }
-    // Trying may have let go of the shared lock.
-    let _ = lock.lock_shared();
-    None
+    Ok(false)
 }
 
 enum OpenError {
