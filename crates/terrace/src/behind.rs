@@ -29,6 +29,7 @@ use crate::runtime::{BoxFuture, in_task, unless};
 use crate::source::{Change, Source, WriteId};
 use crate::space::{Mode, Space, SpaceCore};
 use crate::store::{StoreError, StoreErrorKind};
+use crate::tenant::TenantName;
 use crate::write::{
     Encoded, EntryOptions, Settled, checked_tags, checked_wanted, encode_first, make, to_memory,
 };
@@ -39,6 +40,8 @@ pub(crate) struct Behind {
     pub(crate) journal: Arc<OpenJournal>,
     /// The space, as the journal knows it.
     pub(crate) space: Arc<str>,
+    /// Whoever has something written behind is not forgotten.
+    _tenant: Arc<TenantName>,
 }
 
 impl Behind {
@@ -58,7 +61,11 @@ pub(crate) fn begin<K: ToOwned + ?Sized, V>(
     let Some(journal) = &core.journal else { return };
     // Names hold no blank. Keys of two kinds may be the same bytes.
     let title: Arc<str> = format!("{} {kind}", space.name).into();
-    let behind = Behind { journal: Arc::clone(journal), space: Arc::clone(&title) };
+    let behind = Behind {
+        journal: Arc::clone(journal),
+        space: Arc::clone(&title),
+        _tenant: Arc::clone(&space.tenant),
+    };
     if space.state.behind.set(behind).is_ok() {
         let drain = Drain {
             core: Arc::downgrade(core),
@@ -104,7 +111,7 @@ impl<'a, K: ToOwned + ?Sized, V> InsertBehind<'a, K, V> {
 
     /// The value carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        Self { tags: checked_tags(tags), ..self }
+        Self { tags: checked_tags(self.space.core.tenant.as_str(), tags), ..self }
     }
 
     /// The source's version of the value: see [`Loaded::version`](crate::Loaded::version).

@@ -22,6 +22,7 @@ use crate::guard::within;
 use crate::journal::Journal;
 use crate::key::MemoryKey;
 use crate::ledger::Mirror;
+use crate::mac::MacKeys;
 use crate::pending::Pending;
 use crate::policy::Policy;
 use crate::protocol::Snapshot;
@@ -30,6 +31,7 @@ use crate::runtime::{Runtime, Tokio};
 use crate::space::{Identity, Spaces};
 use crate::store::{Scope, StoreError, StoreErrorKind};
 use crate::sweep;
+use crate::tenant::Tenants;
 use crate::tier::{OpenTier, Tier};
 use crate::tracking::Undropped;
 use crate::warm::WarmStart;
@@ -100,6 +102,9 @@ const JOINING: Duration = Duration::from_secs(2);
 /// Loads that run at once unless the builder says otherwise.
 const MOST_LOADS: usize = 256;
 
+/// Tenants that are known at a time unless the builder says otherwise.
+const MOST_TENANTS: usize = 1_000;
+
 /// How long memory is trusted without the ledger unless the builder says otherwise.
 const MAX_ISOLATED: Duration = Duration::from_secs(60);
 
@@ -123,6 +128,8 @@ pub struct Builder {
     policy: Policy,
     max_loads: Option<usize>,
     max_isolated: Option<Duration>,
+    max_tenants: Option<usize>,
+    mac: Option<Arc<MacKeys>>,
     clock: Option<Arc<dyn Clock>>,
     runtime: Option<Arc<dyn Runtime>>,
     #[cfg(feature = "disk")]
@@ -176,6 +183,32 @@ impl Builder {
     /// of it.
     pub fn max_isolated(mut self, time: Duration) -> Self {
         self.max_isolated = Some(time);
+        self
+    }
+
+    /// How many [tenants](crate::Tenant) are known at a time beside the one without a name: 1,000
+    /// unless set. If there would be more, those whose handles have all been dropped are forgotten:
+    /// their entries leave memory and stay below it, and their statistics begin anew.
+    ///
+    /// A tenant costs some ten kilobytes for each of its spaces, tiers and counters.
+    pub fn max_tenants(mut self, tenants: usize) -> Self {
+        self.max_tenants = Some(tenants);
+        self
+    }
+
+    /// Signs every frame below memory with a MAC, and takes no frame without the right one: whoever
+    /// can write to a store, and does not have the key, can make, alter or exchange no value. What it
+    /// refuses is a miss, counted in [`Traffic::unreadable`](crate::Traffic::unreadable).
+    ///
+    /// A frame that is put back later is refused if this process knows that its key, its tags or its
+    /// space were written or invalidated since: of the last 65,536 keys, since this process began.
+    /// Whoever can write to a store can still remove what is there, and what it puts back is taken to
+    /// its end where no newer line is known. Neither the ledger nor the journal is signed.
+    ///
+    /// Costs one hash of each frame that is read or written, and 32 bytes.
+    #[cfg(feature = "mac")]
+    pub fn mac(mut self, keys: MacKeys) -> Self {
+        self.mac = Some(Arc::new(keys));
         self
     }
 
@@ -272,7 +305,7 @@ impl Builder {
         let mut tiers = self
             .tiers
             .into_iter()
-            .map(|(name, tier)| tier.open(name.into(), &of_tiers, &runtime))
+            .map(|(name, tier)| tier.open(name.into(), self.mac.clone(), &of_tiers, &runtime))
             .collect::<Result<Vec<_>, _>>()?;
         let authority = elect(&mut tiers, &*runtime);
         let keeper = tiers.iter().find(|tier| tier.is_authority);
@@ -297,6 +330,7 @@ impl Builder {
             spaces: Spaces::new(tiers.len() + 1),
             events,
             sweeps: tokio::sync::Semaphore::new(sweep::MOST_AT_ONCE),
+            tenants: Tenants::new(self.max_tenants.unwrap_or(MOST_TENANTS)),
             undropped: Undropped::default(),
             clock,
             steady_wall: SteadyWall::default(),
@@ -315,13 +349,9 @@ impl Builder {
             tiers: tiers.into(),
         });
         core.start_housekeeping();
-        let dynamic = Identity {
-            tenant: String::new(),
-            space: String::new(),
-            schema: 0,
-            value: std::any::TypeId::of::<()>(),
-        };
-        let dynamic = core.spaces.open(&core, dynamic, self.policy, Codec::default());
+        let unnamed = core.tenants.unnamed();
+        let dynamic =
+            core.spaces.open(&core, unnamed, Identity::dynamic(), self.policy, Codec::default());
         Ok(Terrace { core, dynamic })
     }
 }

@@ -10,7 +10,7 @@ use crate::builder::Builder;
 use crate::call::{Get, GetOrLoad};
 use crate::codec::ValueCodec;
 use crate::core::{CLOSING, Closed, Core};
-use crate::error::{Error, LoaderFailure};
+use crate::error::{BuildError, Error, LoaderFailure};
 use crate::event;
 use crate::implied;
 use crate::key::tag_name;
@@ -21,6 +21,7 @@ use crate::space::{SpaceBuilder, SpaceCore};
 use crate::stats::{Stats, TierHealth};
 use crate::sweep::RemovePattern;
 use crate::target::{self, Target};
+use crate::tenant::Tenant;
 use crate::write::{self, Insert, Settled};
 
 /// A cache of several tiers. Cloning it is cheap; all clones are the same cache.
@@ -69,6 +70,18 @@ impl Terrace {
     /// The same name may be opened more than once. The name must not be empty.
     pub fn space<K: ToOwned + ?Sized, V>(&self, name: &str) -> SpaceBuilder<K, V> {
         SpaceBuilder::new(self, name)
+    }
+
+    /// The part of this cache that belongs to one tenant, and to no other: see [`Tenant`].
+    ///
+    /// What is not under such a handle belongs to the tenant without a name. Costs a look into a
+    /// table; clone the handle where it is needed often.
+    ///
+    /// # Errors
+    /// The name is empty or longer than 256 bytes, or handles of
+    /// [as many tenants as there may be](crate::Builder::max_tenants) are held.
+    pub fn tenant(&self, name: &str) -> Result<Tenant, BuildError> {
+        Tenant::open(self, name)
     }
 
     /// The value under `key`, if it is fresh and of type `V`.
@@ -247,7 +260,7 @@ impl Terrace {
     /// The cache is closed.
     pub async fn invalidate_tag(&self, tag: &str) -> Result<Settled, Error> {
         let _underway = self.core.begin()?;
-        let name = Name::Tag(tag_name("", tag));
+        let name = Name::Tag(tag_name(self.dynamic.tenant.as_str(), tag));
         Ok(self.core.invalidate(vec![name]).await.settled)
     }
 
@@ -305,7 +318,7 @@ impl Terrace {
         &self,
         targets: impl IntoIterator<Item = Target>,
     ) -> Result<Settled, Error> {
-        target::invalidate(&self.core, targets).await
+        target::invalidate(&self.core, &self.dynamic.tenant, targets).await
     }
 
     /// Invalidates what `event` [says](crate::Event), with these parameters.
@@ -322,7 +335,7 @@ impl Terrace {
         event: &'a str,
         parameters: impl IntoIterator<Item = (&'a str, V)>,
     ) -> Result<Settled, Error> {
-        event::raise(&self.core, event, parameters).await
+        event::raise(&self.core, &self.dynamic.tenant, event, parameters).await
     }
 
     /// Has every entry that carries `tag`, in every space and process, loaded again by the next
@@ -353,11 +366,11 @@ impl Terrace {
     /// The cache is closed.
     pub async fn mark_stale_tag(&self, tag: &str) -> Result<Settled, Error> {
         let _underway = self.core.begin()?;
-        let name = Name::Tag(implied::stale(&tag_name("", tag)));
+        let name = Name::Tag(implied::stale(&tag_name(self.dynamic.tenant.as_str(), tag)));
         Ok(self.core.invalidate(vec![name]).await.settled)
     }
 
-    /// Removes everything from every tier, for every process that shares the
+    /// Removes everything of every tenant from every tier, for every process that shares the
     /// authority. Counters go too.
     ///
     /// # Errors

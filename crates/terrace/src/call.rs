@@ -273,7 +273,8 @@ impl<'a, K: ToOwned + ?Sized, V, F, E> GetOrLoad<'a, K, V, F, E> {
 
     /// What is loaded carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        self.with(|options| options.set_tags(tags))
+        let space = self.space;
+        self.with(|options| options.set_tags(space, tags))
     }
 
     /// This caller waits for so long at most: then it takes what is stale, if something is and

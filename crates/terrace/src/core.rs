@@ -29,10 +29,11 @@ use crate::pending::Pending;
 use crate::protocol::{Follow, Standing};
 use crate::retry::Retries;
 use crate::runtime::{BoxFuture, Runtime, in_task, unless};
-use crate::space::{SpaceCore, Spaces};
+use crate::space::{self, SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierHealth, TierStats, TrafficSum};
 use crate::store::{Health, Scope, StoreError, StoreErrorKind, Usage};
 use crate::sweep::{self, Swept};
+use crate::tenant::Tenants;
 use crate::tier::OpenTier;
 use crate::tracking::Undropped;
 use crate::warm::{self, Warm};
@@ -56,6 +57,7 @@ pub(crate) struct Core {
     pub(crate) spaces: Spaces,
     /// A permit for each walk through a tier.
     pub(crate) sweeps: tokio::sync::Semaphore,
+    pub(crate) tenants: Tenants,
     pub(crate) undropped: Undropped,
     pub(crate) events: Events,
     pub(crate) clock: AnyClock,
@@ -706,11 +708,13 @@ impl Core {
         }
         let names: Vec<_> = tiers.iter().map(|tier| Arc::clone(&tier.name)).collect();
         let skip = usize::from(self.memory.is_none());
+        let kinds = space::stats_by_kind(&spaces, &names, skip);
         let spaces =
             spaces.iter().map(|space| space.stats(&names, skip)).collect::<Vec<SpaceStats>>();
         Stats {
             tiers,
             spaces,
+            kinds,
             underway: self.flights.airborne() as u64,
             loads_running: self.loads.running() as u64,
             loads_queued: self.loads.queued() as u64,

@@ -211,6 +211,15 @@ pub enum BuildError {
         /// Why not.
         reason: &'static str,
     },
+    /// Handles of as many tenants are held as there may be.
+    #[error(
+        "handles of {most} tenants are held, which is as many as there may be: drop those that \
+         are not needed, or raise Builder::max_tenants"
+    )]
+    TooManyTenants {
+        /// How many there may be.
+        most: usize,
+    },
     /// An event that cannot be meant.
     #[error("the event {event:?} cannot be declared: {reason}")]
     Event {

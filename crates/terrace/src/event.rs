@@ -9,6 +9,7 @@ use crate::glob::Glob;
 use crate::key::space_name;
 use crate::sweep;
 use crate::target::{self, Target};
+use crate::tenant::TenantName;
 use crate::write::Settled;
 
 /// What is invalidated when something happens: declared once, where the cache is
@@ -237,6 +238,7 @@ impl Events {
 /// Invalidates what an event says: all that needs no search in one exchange, then what does.
 pub(crate) async fn raise<'a, V: Into<String>>(
     core: &Arc<Core>,
+    tenant: &TenantName,
     event: &'a str,
     parameters: impl IntoIterator<Item = (&'a str, V)>,
 ) -> Result<Settled, Error> {
@@ -260,12 +262,43 @@ pub(crate) async fn raise<'a, V: Into<String>>(
             }
         });
     }
-    let mut settled = target::invalidate(core, targets).await?;
+    let mut settled = target::invalidate(core, tenant, targets).await?;
     for (space, pattern) in patterns {
-        let removed = sweep::remove(core, space_name("", space), &pattern, false).await?;
+        let removed =
+            sweep::remove(core, space_name(tenant.as_str(), space), &pattern, false).await?;
         if settled.is_settled() {
             settled = removed.settled;
         }
     }
     Ok(settled)
+}
+
+/// Reads `text` as a template and fills it: nothing is lost, and what is put in stands for itself.
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::expect_used, reason = "in no build but those of tests")]
+pub(crate) fn fuzz(text: &str) {
+    let Ok(template) = Template::parse(text) else { return };
+    let names = template.0.iter().filter_map(|piece| match piece {
+        Piece::Parameter(name) => Some((name.as_str(), "{v}*".to_owned())),
+        Piece::Text(_) => None,
+    });
+    let raised = Raised { event: "e", parameters: names.collect() };
+    let filled = raised.text(&template).expect("every parameter is given");
+    let expected: String = template
+        .0
+        .iter()
+        .map(|piece| match piece {
+            Piece::Parameter(_) => "{v}*",
+            Piece::Text(text) => text.as_str(),
+        })
+        .collect();
+    assert_eq!(filled, expected);
+    let pattern = raised.pattern(&template).expect("every parameter is given");
+    if template.0.iter().all(|piece| matches!(piece, Piece::Parameter(_)))
+        && let Ok(glob) = Glob::parse(&pattern)
+    {
+        assert!(glob.matches(filled.as_bytes()));
+    }
+    let none = Raised { event: "e", parameters: BTreeMap::new() };
+    assert_eq!(none.text(&template).is_err(), !raised.parameters.is_empty());
 }

@@ -64,7 +64,8 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
 ) {
     let Some(codec) = codec else { return };
     for (index, tier) in space.core.tiers.iter().enumerate() {
-        if unwritten.has(index + 1) || fills.is_empty() {
+        let is_unwritten = unwritten.has(index + 1) || space.policy.unused.has(index + 1);
+        if is_unwritten || fills.is_empty() {
             continue;
         }
         let puts = fills.iter().map(|fill| {
@@ -106,8 +107,9 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
     if read::is_unflushed(space, &wanted.bytes).map_err(read::failed)?.is_some() {
         return Ok(false);
     }
+    let own = loaded.tags_of(&space.tenant).map_err(Error::Tags)?;
     let mut dependencies = loaded.dependencies;
-    let tags = dependencies.joined(&loaded.tags.map_err(Error::Tags)?)?;
+    let tags = dependencies.joined(&own)?;
     let options = EntryOptions {
         ttl: loaded.ttl.unwrap_or_default(),
         tags,
@@ -155,7 +157,7 @@ pub(crate) fn absent_to_memory(
     let core = &space.core;
     let Some(memory) = &core.memory else { return };
     let now = core.clock.tick();
-    let Some(ttl) = ttl else {
+    let Some(ttl) = ttl.filter(|_| !space.policy.unused.has_memory()) else {
         return drop_all(|| {
             memory.remove_if(&key, |view| view.value.meta().stamp.number <= ticket.stamp.number);
         });

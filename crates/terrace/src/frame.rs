@@ -10,6 +10,7 @@ use crate::clock::WallTime;
 use crate::codec::Codec;
 use crate::compress::{self, Compression, Packing};
 use crate::ledger::Stamp;
+use crate::mac::{MAC, Signer};
 
 /// The first bytes of every frame.
 pub const MAGIC: [u8; 3] = *b"TRC";
@@ -17,8 +18,14 @@ pub const MAGIC: [u8; 3] = *b"TRC";
 /// The format that this build writes, and the only one that it reads.
 pub const FORMAT: u8 = 1;
 
+/// Where the flags are.
+const FLAGS: usize = 6;
+
 /// Bytes before the key: everything of fixed length.
 const FIXED: usize = 88;
+
+/// The flag of a frame that has a MAC before its checksum.
+const WITH_MAC: u16 = 1;
 
 /// Bytes of the checksum at the end.
 const CHECKSUM: usize = 8;
@@ -84,6 +91,17 @@ pub enum FrameError {
     /// Cut off, altered, or contradicting itself.
     #[error("a damaged frame")]
     Damaged,
+    /// A frame with a MAC, which cannot be checked.
+    #[error(
+        "a frame with a MAC, and there is no key to check it: give the cache the key with Builder::mac"
+    )]
+    NoKey,
+    /// A frame without a MAC, where all have to have one.
+    #[error("a frame without a MAC, where all have to have one")]
+    NoMac,
+    /// Somebody without the key has made or altered the frame, or it belongs to another place.
+    #[error("a frame with a wrong MAC: it was altered, moved, or signed with another key")]
+    WrongMac,
     /// The value would be larger than the reader accepts.
     #[error("the value is larger than the tier's limit")]
     TooLarge,
@@ -94,14 +112,24 @@ pub enum FrameError {
 /// Costs one copy of the value, its checksum, and the compression if there is any.
 #[must_use]
 pub fn encode(header: &Header, value: Vec<u8>, compression: Compression) -> Bytes {
+    encode_signed(header, value, compression, None)
+}
+
+/// The same with a MAC, if there is somebody to sign it.
+pub(crate) fn encode_signed(
+    header: &Header,
+    value: Vec<u8>,
+    compression: Compression,
+    signer: Option<Signer<'_>>,
+) -> Bytes {
     let size = value.len();
     let (packing, payload) = compress::pack(value, compression);
-    let mut frame = BytesMut::with_capacity(FIXED + header.key.len() + payload.len() + 64);
+    let mut frame = BytesMut::with_capacity(FIXED + header.key.len() + payload.len() + 128);
     frame.put_slice(&MAGIC);
     frame.put_u8(FORMAT);
     frame.put_u8(header.codec.id());
     frame.put_u8(packing.id());
-    frame.put_u16_le(0);
+    frame.put_u16_le(if signer.is_some() { WITH_MAC } else { 0 });
     frame.put_u64_le(header.created.as_millis());
     put_time(&mut frame, header.expires);
     put_time(&mut frame, header.stale_until);
@@ -121,6 +149,10 @@ pub fn encode(header: &Header, value: Vec<u8>, compression: Compression) -> Byte
         frame.put_slice(text.as_bytes());
     }
     frame.put_slice(&payload);
+    if let Some(signer) = signer {
+        let mac = signer.sign(&frame);
+        frame.put_slice(&mac);
+    }
     frame.put_u64_le(checksum(&frame));
     frame.freeze()
 }
@@ -131,15 +163,23 @@ pub fn encode(header: &Header, value: Vec<u8>, compression: Compression) -> Byte
 /// names in the header.
 ///
 /// # Errors
-/// Every sequence of bytes that is not a whole, undamaged frame of this format.
+/// Every sequence of bytes that is not a whole, undamaged frame of this format; a frame with a MAC,
+/// because there is no key to check it.
 pub fn decode(bytes: &Bytes, limit: usize) -> Result<Frame, FrameError> {
+    decode_signed(bytes, limit, None)
+}
+
+/// The same where each frame has to have the MAC that `signer` would give it; none, if there is no
+/// signer.
+pub(crate) fn decode_signed(
+    bytes: &Bytes,
+    limit: usize,
+    signer: Option<Signer<'_>>,
+) -> Result<Frame, FrameError> {
     let body = checked(bytes)?;
-    let mut rest = body;
+    let mut rest = authentic(body, signer)?;
     rest.advance(MAGIC.len() + 1);
-    let (codec, packing, flags) = (rest.get_u8(), rest.get_u8(), rest.get_u16_le());
-    if flags != 0 {
-        return Err(FrameError::Unknown);
-    }
+    let (codec, packing, _) = (rest.get_u8(), rest.get_u8(), rest.get_u16_le());
     let codec = Codec::from_id(codec).ok_or(FrameError::Unknown)?;
     let packing = Packing::from_id(packing).ok_or(FrameError::Unknown)?;
     let created = WallTime::from_millis(rest.get_u64_le());
@@ -212,6 +252,24 @@ fn checked(bytes: &[u8]) -> Result<&[u8], FrameError> {
         .filter(|(body, _)| body.len() >= FIXED)
         .ok_or(FrameError::Damaged)?;
     if checksum(body) == u64::from_le_bytes(*sum) { Ok(body) } else { Err(FrameError::Damaged) }
+}
+
+/// The frame without its MAC, if it has one and that is right, or has none and needs none.
+fn authentic<'a>(body: &'a [u8], signer: Option<Signer<'_>>) -> Result<&'a [u8], FrameError> {
+    let flags = body.get(FLAGS..).and_then(|rest| rest.first_chunk()).copied();
+    match (flags.map(u16::from_le_bytes), signer) {
+        (Some(0), None) => Ok(body),
+        (Some(0), Some(_)) => Err(FrameError::NoMac),
+        (Some(WITH_MAC), None) => Err(FrameError::NoKey),
+        (Some(WITH_MAC), Some(signer)) => {
+            let (frame, mac) = body
+                .split_last_chunk::<MAC>()
+                .filter(|(frame, _)| frame.len() >= FIXED)
+                .ok_or(FrameError::Damaged)?;
+            if signer.is_right(frame, *mac) { Ok(frame) } else { Err(FrameError::WrongMac) }
+        }
+        _ => Err(FrameError::Unknown),
+    }
 }
 
 /// XXH3, 64 bits: finds damage, not malice.

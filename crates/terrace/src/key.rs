@@ -403,6 +403,25 @@ pub(crate) fn tag_name(tenant: &str, tag: &str) -> Arc<str> {
     space_name(tenant, tag)
 }
 
+/// What the ledger's names of a tenant's keys begin with, and of no other's.
+pub(crate) fn tenant_prefix(tenant: &str) -> Arc<str> {
+    format!("{}:", escaped_part(tenant)).into()
+}
+
+/// What every stored key of a tenant begins with.
+pub(crate) fn stored_tenant_prefix(tenant: &str) -> String {
+    format!("{KEY_FORMAT}:{}:", escaped_part(tenant))
+}
+
+/// Names of tags that were made for no tenant, as those of this one.
+pub(crate) fn tags_of_tenant(tenant: &str, tags: Arc<[Arc<str>]>) -> Arc<[Arc<str>]> {
+    if tenant.is_empty() || tags.is_empty() {
+        return tags;
+    }
+    let tenant = escaped_part(tenant);
+    tags.iter().map(|tag| [&*tenant, &**tag].concat().into()).collect()
+}
+
 /// The tag that a ledger's name stands for, as its caller gave it.
 pub(crate) fn tag_of_name(name: &str) -> Cow<'_, str> {
     let tag = name.split_once(':').map_or(name, |(_, tag)| tag);

@@ -32,7 +32,8 @@
 //! # Features
 //!
 //! `disk` (SQLite, compiled in; the journal too) and `zstd` (compression below memory) are on by
-//! default. Without them neither is built, and a cache is memory and your own stores.
+//! default. Without them neither is built, and a cache is memory and your own stores. `mac` is not:
+//! with it every frame below memory can be signed (`Builder::mac`).
 //!
 //! # What it is not
 //!
@@ -58,6 +59,8 @@ mod fill;
 mod flight;
 pub mod frame;
 pub mod freshness;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod glob;
 mod group;
 mod guard;
@@ -65,10 +68,12 @@ mod implied;
 #[cfg(feature = "disk")]
 mod journal;
 pub mod key;
+mod kind;
 mod lease;
 pub mod ledger;
 mod load;
 mod loaded;
+mod mac;
 mod many;
 mod options;
 mod pending;
@@ -86,6 +91,7 @@ mod stats;
 pub mod store;
 mod sweep;
 mod target;
+mod tenant;
 mod through;
 mod tier;
 mod tracking;
@@ -107,13 +113,17 @@ pub use event::Event;
 pub use guard::{Breaker, BreakerState};
 #[cfg(feature = "disk")]
 pub use journal::{Acknowledge, Journal};
+pub use kind::Kind;
 pub use load::Load;
 pub use loaded::Loaded;
+#[cfg(feature = "mac")]
+pub use mac::MacKeys;
 pub use many::LoadMany;
 pub use source::{Change, Write, WriteBatch, WriteBehind, WriteId};
 pub use space::{Mode, Space, SpaceBuilder};
 pub use stats::{
-    GuardStats, JournalStats, SpaceStats, Stats, TierHealth, TierStats, Times, Traffic,
+    GuardStats, JournalStats, KindStats, SpaceStats, Stats, TenantStats, TierHealth, TierStats,
+    Times, Traffic,
 };
 #[cfg(feature = "disk")]
 pub use store::disk::{Disk, DiskEviction, DiskStore};
@@ -121,6 +131,7 @@ pub use store::disk::{Disk, DiskEviction, DiskStore};
 pub use store::redis::{Redis, RedisStore};
 pub use sweep::{RemovePattern, Removed};
 pub use target::Target;
+pub use tenant::Tenant;
 pub use terrace_memory::Eviction;
 pub use through::InsertThrough;
 pub use tier::Tier;

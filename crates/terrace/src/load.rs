@@ -482,7 +482,8 @@ impl<V: Send + Sync + 'static> Job<V> {
             self.fail(takeoff, Crash::Dependencies(reason));
             return None;
         }
-        let tags = match loaded.tags.and_then(|own| write::joined_tags(&options.tags, &own)) {
+        let own = loaded.tags_of(&space.tenant);
+        let tags = match own.and_then(|own| write::joined_tags(&options.tags, &own)) {
             Ok(tags) => tags,
             Err(reason) => {
                 self.fail(takeoff, Crash::Tags(reason));

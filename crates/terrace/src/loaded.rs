@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::clock::WallTime;
 use crate::error::{LoaderFailure, SharedError};
+use crate::key::tags_of_tenant;
 use crate::policy::Ttl;
+use crate::tenant::TenantName;
 use crate::tracking::{Dependencies, Dependency};
 use crate::write::checked_tags;
 
@@ -43,7 +45,8 @@ use crate::write::checked_tags;
 pub struct Loaded<V> {
     pub(crate) answer: Answer<V>,
     pub(crate) ttl: Option<Ttl>,
-    pub(crate) tags: Result<Arc<[Arc<str>]>, &'static str>,
+    /// As the ledger names those of no tenant: whose they are, the loader does not know.
+    tags: Result<Arc<[Arc<str>]>, &'static str>,
     pub(crate) dependencies: Dependencies,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
@@ -118,7 +121,7 @@ impl<V> Loaded<V> {
 
     /// The value carries these tags beside those of the call.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        let tags = checked_tags(tags).map_err(|_| "a tag of the loader cannot be used");
+        let tags = checked_tags("", tags).map_err(|_| "a tag of the loader cannot be used");
         Self { tags, ..self }
     }
 
@@ -142,6 +145,13 @@ impl<V> Loaded<V> {
     /// this is what tells older from newer.
     pub fn last_modified(self, time: WallTime) -> Self {
         Self { last_modified: Some(time), ..self }
+    }
+}
+
+impl<V> Loaded<V> {
+    /// The tags, as the ledger names those of this tenant.
+    pub(crate) fn tags_of(&self, tenant: &TenantName) -> Result<Arc<[Arc<str>]>, &'static str> {
+        self.tags.clone().map(|tags| tags_of_tenant(tenant.as_str(), tags))
     }
 }
 

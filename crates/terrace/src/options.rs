@@ -35,8 +35,12 @@ impl<V> Default for CallOptions<V> {
 }
 
 impl<V> CallOptions<V> {
-    pub(crate) fn set_tags<T: AsRef<str>>(&mut self, tags: impl IntoIterator<Item = T>) {
-        match checked_tags(tags) {
+    pub(crate) fn set_tags<T: AsRef<str>>(
+        &mut self,
+        space: &SpaceCore,
+        tags: impl IntoIterator<Item = T>,
+    ) {
+        match checked_tags(space.tenant.as_str(), tags) {
             Ok(tags) => self.tags = tags,
             Err(error) => self.error = Some(error),
         }

@@ -1,8 +1,10 @@
 //! The **policy** of a space: times and limits, safe as they are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Tick;
+use crate::options::Tiers;
 
 /// How the entries of a space live. Set on the space's builder.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +42,10 @@ pub(crate) struct Policy {
     pub(crate) is_tracked: bool,
     /// The failure of a tier costs a miss, not an error.
     pub(crate) is_graceful: bool,
+    /// The name of its kind, if it is of one.
+    pub(crate) kind: Option<Arc<str>>,
+    /// Tiers that keep nothing of it.
+    pub(crate) unused: Tiers,
 }
 
 impl Default for Policy {
@@ -61,6 +67,8 @@ impl Default for Policy {
             is_strict: false,
             is_tracked: false,
             is_graceful: true,
+            kind: None,
+            unused: Tiers::default(),
         }
     }
 }

@@ -237,7 +237,7 @@ pub(crate) async fn from_tiers<V: Send + Sync + 'static>(
     let core = &space.core;
     let until = core.clock.elapsed().saturating_add(space.policy.tiers_deadline);
     for (depth, tier) in core.tiers.iter().enumerate() {
-        if reading.unread.has(depth + 1) {
+        if reading.unread.has(depth + 1) || space.policy.unused.has(depth + 1) {
             continue;
         }
         let missing: Vec<_> = answers
@@ -489,7 +489,12 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
     if space.mode() == Mode::Off {
         return Ok(found.into_iter().map(Option::unwrap_or_default).collect());
     }
-    for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()) {
+    for (depth, (tier, counters)) in
+        core.tiers.iter().zip(space.counters.below_memory()).enumerate()
+    {
+        if space.policy.unused.has(depth + 1) {
+            continue;
+        }
         let missing: Vec<_> =
             found.iter_mut().zip(&wanted).filter(|(found, _)| found.is_none()).collect();
         if missing.is_empty() {

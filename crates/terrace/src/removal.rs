@@ -7,12 +7,15 @@ use std::time::Duration;
 use crate::core::{Core, drop_all};
 use crate::error::Error;
 use crate::freshness::{Life, Written};
-use crate::key::{Key, KeyBuffer, KeyPrefix, KeyRef, StoredKey, all_schemas_prefix};
+use crate::key::{
+    Key, KeyBuffer, KeyPrefix, KeyRef, StoredKey, all_schemas_prefix, stored_tenant_prefix,
+};
 use crate::ledger::Name;
 use crate::read::{self, Wanted};
 use crate::space::SpaceCore;
 use crate::store::Put;
 use crate::target::name_of_prefix;
+use crate::tenant::TenantName;
 use crate::tier::OpenTier;
 use crate::write::{Settled, checked_wanted, index_of, max_ttl, undo_if_dead};
 use terrace_memory::Tick;
@@ -112,7 +115,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         let Ok(value) = frame.value() else { continue };
         let put = Put {
             key: wanted.stored(space).clone(),
-            frame: tier.encode(header.clone(), value.to_vec()),
+            frame: tier.encode(wanted.stored(space), header.clone(), value.to_vec()),
             expires: written.end(),
             stamp: header.stamp,
             tags: Arc::clone(&header.tags),
@@ -171,7 +174,23 @@ pub(crate) async fn clear_space(space: &Arc<SpaceCore>) -> Result<Settled, Error
             });
         });
     }
-    let prefix = all_schemas_prefix("", &space.title);
+    let prefix = all_schemas_prefix(space.tenant.as_str(), &space.title);
+    Ok(clear_stores(core, invalidated.settled, &prefix).await)
+}
+
+/// The same for all spaces of a tenant, whether they are open here or not.
+pub(crate) async fn clear_tenant(core: &Arc<Core>, tenant: &TenantName) -> Result<Settled, Error> {
+    let _underway = core.begin()?;
+    let invalidated = core.invalidate(core.names_of(tenant)).await;
+    if let (Some(memory), Some(position)) = (&core.memory, invalidated.position) {
+        let numbers = core.spaces.numbers_of_tenant(tenant.as_str());
+        drop_all(|| {
+            memory.retain(|key, view| {
+                !numbers.contains(&key.space) || view.value.meta().stamp.number >= position.number
+            });
+        });
+    }
+    let prefix = stored_tenant_prefix(tenant.as_str());
     Ok(clear_stores(core, invalidated.settled, &prefix).await)
 }
 

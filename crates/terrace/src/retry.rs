@@ -4,6 +4,7 @@
 //! once in a while, not once a caller. Anything that invalidates the key makes it loadable at
 //! once, and so does a load that succeeds.
 
+use std::collections::HashSet;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -104,6 +105,16 @@ impl Retries {
         if let Ok(known) = shard.find_entry(hash, |known| is(key, known)) {
             known.remove();
             self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets the keys of these spaces.
+    pub(crate) fn forget_spaces(&self, numbers: &HashSet<u32>) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let before = shard.len();
+            shard.retain(|known| !numbers.contains(&known.key.space));
+            self.count.fetch_sub(before - shard.len(), Ordering::Relaxed);
         }
     }
 

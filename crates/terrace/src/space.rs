@@ -1,10 +1,10 @@
 //! The **space**: a namespace with a key type, a value type and a policy.
 
 use std::any::TypeId;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use crate::key::{
     self, Key, KeyBuffer, KeyPrefix, KeyRef, LARGEST_KEY, MemoryKey, StoredKey, key_name,
     space_name,
 };
+use crate::kind::Kind;
 use crate::ledger::Name;
 use crate::load::Load;
 use crate::loaded::Loaded;
@@ -40,8 +41,9 @@ use crate::schema::fingerprint;
 #[cfg(feature = "disk")]
 use crate::source::WriteId;
 use crate::source::{Source, WriteBatch, WriteBehind};
-use crate::stats::{SpaceCounters, SpaceStats, Traffic, TrafficCounters};
+use crate::stats::{KindStats, SpaceCounters, SpaceStats, Traffic, TrafficCounters, TrafficSum};
 use crate::sweep::RemovePattern;
+use crate::tenant::TenantName;
 use crate::through::{self, InsertThrough};
 use crate::tracking::Dependency;
 use crate::warm;
@@ -594,8 +596,10 @@ pub enum Mode {
 #[must_use = "a space is opened by one of the build methods"]
 pub struct SpaceBuilder<K: ToOwned + ?Sized, V> {
     core: Arc<Core>,
+    tenant: Arc<TenantName>,
     name: String,
     policy: Policy,
+    kind: Option<Kind>,
     codec: Codec,
     schema: Option<u64>,
     probe: Option<Probe<K>>,
@@ -618,8 +622,10 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
     pub(crate) fn new(terrace: &Terrace, name: &str) -> Self {
         Self {
             core: Arc::clone(&terrace.core),
+            tenant: Arc::clone(&terrace.dynamic.tenant),
             name: name.into(),
             policy: terrace.dynamic.policy.clone(),
+            kind: None,
             codec: Codec::default(),
             schema: None,
             probe: None,
@@ -627,6 +633,15 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
             write_behind: WriteBehind::default(),
             value: PhantomData,
         }
+    }
+
+    /// What kind of data it holds: sets for how long entries are fresh, and in which tiers they are.
+    /// What is set afterwards takes precedence. The first opening of a space with a kind decides
+    /// under which it counts.
+    pub fn kind(mut self, kind: Kind) -> Self {
+        kind.apply(&self.core, &mut self.policy);
+        self.kind = Some(kind);
+        self
     }
 
     /// How long entries are fresh: 5 minutes unless the cache or this says otherwise,
@@ -923,6 +938,9 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
             let reason = "the empty name is that of dynamic keys";
             return Err(BuildError::BadName { name: self.name, reason });
         }
+        if let Some(kind) = &self.kind {
+            kind.check(&self.core)?;
+        }
         if !(0.0..=1.0).contains(&self.policy.jitter) {
             return Err(BuildError::Setting("jitter is a share between 0 and 1"));
         }
@@ -946,13 +964,13 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
             ));
         }
         let identity = Identity {
-            tenant: String::new(),
             space: self.name,
             schema: self.schema.unwrap_or(schema) ^ xxhash_rust::xxh3::xxh3_64(K::KIND.as_bytes()),
             value: TypeId::of::<V>(),
         };
         let spaces = &self.core.spaces;
-        let core = spaces.open(&self.core, identity.clone(), self.policy, self.codec);
+        let (policy, tenant) = (self.policy, &self.tenant);
+        let core = spaces.open(&self.core, tenant, identity.clone(), policy, self.codec);
         if let Some(codec) = codec {
             warm::begin(&core, identity, codec);
         }
@@ -973,6 +991,8 @@ const IN_MEMORY_SCHEMA: u64 = 2;
 /// A space without its types: what reads and writes work with.
 pub(crate) struct SpaceCore {
     pub(crate) core: Arc<Core>,
+    /// Whose it is.
+    pub(crate) tenant: Arc<TenantName>,
     /// Tells spaces apart in memory.
     pub(crate) number: u32,
     /// As the caller named it.
@@ -997,6 +1017,7 @@ pub(crate) struct SpaceCore {
 #[derive(Debug, Default)]
 pub(crate) struct SpaceState {
     pub(crate) mode: AtomicU8,
+    kind: OnceLock<Arc<str>>,
     loads: OnceLock<Bulkhead>,
     /// What is written behind.
     #[cfg(feature = "disk")]
@@ -1083,13 +1104,19 @@ impl SpaceCounters {
     }
 }
 
-/// What makes two openings of a space the same space.
+/// What makes two openings of a space by one tenant the same space.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
-    pub(crate) tenant: String,
     pub(crate) space: String,
     pub(crate) schema: u64,
     pub(crate) value: TypeId,
+}
+
+impl Identity {
+    /// That of dynamic keys.
+    pub(crate) fn dynamic() -> Self {
+        Self { space: String::new(), schema: 0, value: TypeId::of::<()>() }
+    }
 }
 
 /// The spaces that were opened.
@@ -1105,14 +1132,17 @@ pub(crate) struct Spaces {
 
 #[derive(Default)]
 struct Known {
-    in_order: Vec<Registered>,
-    by_identity: HashMap<Identity, usize>,
+    /// By their numbers; those of tenants that were forgotten are free.
+    in_order: Vec<Option<Registered>>,
+    free: Vec<usize>,
+    by_identity: HashMap<(Box<str>, Identity), usize>,
     by_name: HashMap<Arc<str>, Vec<usize>>,
 }
 
 /// What stays of a space when its handles are gone.
 #[derive(Clone)]
 pub(crate) struct Registered {
+    pub(crate) tenant: Arc<str>,
     title: Arc<str>,
     prefix: Box<str>,
     pub(crate) counters: Arc<SpaceCounters>,
@@ -1148,28 +1178,36 @@ impl Spaces {
     pub(crate) fn open(
         &self,
         core: &Arc<Core>,
+        tenant: &Arc<TenantName>,
         identity: Identity,
         policy: Policy,
         codec: Codec,
     ) -> Arc<SpaceCore> {
-        let name = space_name(&identity.tenant, &identity.space);
-        let prefix = key::stored_prefix(&identity.tenant, &identity.space, identity.schema);
+        let name = space_name(tenant.as_str(), &identity.space);
+        let prefix = key::stored_prefix(tenant.as_str(), &identity.space, identity.schema);
         let title: Arc<str> = identity.space.as_str().into();
         let mut known = self.known.write();
-        let next = known.in_order.len();
-        let index = *known.by_identity.entry(identity).or_insert(next);
-        if index == next {
-            known.in_order.push(Registered {
-                title: Arc::clone(&title),
-                prefix: prefix.as_str().into(),
-                counters: Arc::new(SpaceCounters::new(self.tiers)),
-                state: Arc::default(),
-            });
-            known.by_name.entry(Arc::clone(&name)).or_default().push(index);
-        }
-        let registered = known.in_order.get(index);
+        let identity = (tenant.as_str().into(), identity);
+        let index = match known.by_identity.get(&identity) {
+            Some(index) => *index,
+            None => {
+                let space = Registered {
+                    tenant: tenant.as_str().into(),
+                    title: Arc::clone(&title),
+                    prefix: prefix.as_str().into(),
+                    counters: Arc::new(SpaceCounters::new(self.tiers)),
+                    state: Arc::default(),
+                };
+                known.add(identity, Arc::clone(&name), space)
+            }
+        };
+        let registered = known.get(index);
         let counters = registered.map_or(&self.unnamed, |space| &space.counters);
         let state = registered.map(|space| Arc::clone(&space.state)).unwrap_or_default();
+        if let Some(kind) = &policy.kind {
+            // The first one decides.
+            let _ = state.kind.set(Arc::clone(kind));
+        }
         let confirms = policy.is_strict && core.is_shared();
         // What the cache says of dynamic keys, it says of all spaces.
         let is_dynamic = title.is_empty();
@@ -1183,6 +1221,7 @@ impl Spaces {
         let is_tracked = self.is_tracked(&name);
         Arc::new(SpaceCore {
             core: Arc::clone(core),
+            tenant: Arc::clone(tenant),
             // Nobody opens four billion spaces.
             number: u32::try_from(index).unwrap_or(u32::MAX),
             title,
@@ -1204,7 +1243,57 @@ impl Spaces {
     }
 
     pub(crate) fn all(&self) -> Vec<Registered> {
-        self.known.read().in_order.clone()
+        self.known.read().in_order.iter().flatten().cloned().collect()
+    }
+
+    /// The numbers under which memory holds the spaces of a tenant.
+    pub(crate) fn numbers_of_tenant(&self, tenant: &str) -> HashSet<u32> {
+        let known = self.known.read();
+        let spaces = (0..).zip(&known.in_order);
+        let is_its = |space: &Option<Registered>| {
+            space.as_ref().is_some_and(|space| &*space.tenant == tenant)
+        };
+        spaces.filter(|(_, space)| is_its(space)).map(|(number, _)| number).collect()
+    }
+
+    /// Names of the spaces of a tenant whose entries others may be built from.
+    pub(crate) fn tracked_of_tenant(&self, prefix: &str) -> Vec<Arc<str>> {
+        if !self.has_tracked() {
+            return Vec::new();
+        }
+        let known = self.known.read();
+        let names = known.by_name.keys().filter(|name| name.starts_with(prefix));
+        names.filter(|name| self.is_tracked(name)).cloned().collect()
+    }
+
+    /// Forgets the spaces of tenants of which nobody holds a handle: returns their numbers, which
+    /// are taken until they are [given back](Self::free).
+    pub(crate) fn forget_tenants(&self, tenants: &HashSet<Box<str>>) -> HashSet<u32> {
+        let mut known = self.known.write();
+        let mut tracked = self.tracked.write();
+        let mut gone = HashSet::new();
+        known.by_identity.retain(|(tenant, identity), index| {
+            let is_gone = tenants.contains(tenant);
+            if is_gone {
+                tracked.remove(&space_name(tenant, &identity.space));
+                gone.extend(u32::try_from(*index));
+            }
+            !is_gone
+        });
+        let is_gone = |index: &usize| u32::try_from(*index).is_ok_and(|it| gone.contains(&it));
+        known.by_name.retain(|_, indices| !indices.iter().any(is_gone));
+        for (number, space) in (0..).zip(&mut known.in_order) {
+            if gone.contains(&number) {
+                *space = None;
+            }
+        }
+        gone
+    }
+
+    /// Lets other spaces have the numbers of those that were forgotten.
+    pub(crate) fn free(&self, numbers: &HashSet<u32>) {
+        let indices = numbers.iter().filter_map(|&number| usize::try_from(number).ok());
+        self.known.write().free.extend(indices);
     }
 
     /// The numbers under which memory holds a space of this name, one for each type.
@@ -1230,9 +1319,67 @@ impl Spaces {
         let known = self.known.read();
         let indices = known.by_name.get(space).into_iter().flatten();
         indices
-            .filter_map(|&index| known.in_order.get(index))
+            .filter_map(|&index| known.get(index))
             .filter_map(|space| StoredKey::parse(&format!("{}{key}", space.prefix)))
             .collect()
+    }
+}
+
+/// What happened in the spaces of each kind.
+pub(crate) fn stats_by_kind(
+    spaces: &[Registered],
+    tiers: &[Arc<str>],
+    skip: usize,
+) -> Vec<KindStats> {
+    let mut kinds: BTreeMap<Arc<str>, Vec<&Registered>> = BTreeMap::new();
+    for space in spaces {
+        if let Some(kind) = space.state.kind.get() {
+            kinds.entry(Arc::clone(kind)).or_default().push(space);
+        }
+    }
+    let sum = |spaces: &[&Registered], count: fn(&SpaceCounters) -> &AtomicU64| -> u64 {
+        spaces.iter().map(|space| count(&space.counters).load(Ordering::Relaxed)).sum()
+    };
+    let kinds = kinds.into_iter().map(|(name, spaces)| KindStats {
+        name,
+        spaces: spaces.len() as u64,
+        tiers: sum_of(spaces.iter().copied(), tiers, skip),
+        loads: sum(&spaces, |counters| &counters.loads),
+        load_errors: sum(&spaces, |counters| &counters.load_errors),
+    });
+    kinds.collect()
+}
+
+/// What several spaces asked of each tier together; the first `skip` counters belong to no tier.
+pub(crate) fn sum_of<'a>(
+    spaces: impl Iterator<Item = &'a Registered>,
+    tiers: &[Arc<str>],
+    skip: usize,
+) -> Vec<(Arc<str>, Traffic)> {
+    let mut sums: Vec<TrafficSum> = tiers.iter().map(|_| TrafficSum::default()).collect();
+    for space in spaces {
+        for (sum, counters) in sums.iter_mut().zip(space.counters.tiers.iter().skip(skip)) {
+            counters.add_to(sum);
+        }
+    }
+    tiers.iter().cloned().zip(sums.into_iter().map(|sum| sum.traffic)).collect()
+}
+
+impl Known {
+    fn get(&self, index: usize) -> Option<&Registered> {
+        self.in_order.get(index)?.as_ref()
+    }
+
+    /// Takes a space in; returns its number.
+    fn add(&mut self, identity: (Box<str>, Identity), name: Arc<str>, space: Registered) -> usize {
+        let index = self.free.pop().unwrap_or(self.in_order.len());
+        match self.in_order.get_mut(index) {
+            Some(free) => *free = Some(space),
+            None => self.in_order.push(Some(space)),
+        }
+        self.by_identity.insert(identity, index);
+        self.by_name.entry(name).or_default().push(index);
+        index
     }
 }
 
@@ -1242,7 +1389,9 @@ impl Registered {
         let counters = &self.counters;
         let traffic = counters.tiers.iter().skip(skip).map(TrafficCounters::snapshot);
         SpaceStats {
+            tenant: Arc::clone(&self.tenant),
             name: Arc::clone(&self.title),
+            kind: self.state.kind.get().cloned().unwrap_or_default(),
             tiers: tiers.iter().cloned().zip(traffic).collect::<Vec<(Arc<str>, Traffic)>>(),
             loads: counters.loads.load(Ordering::Relaxed),
             load_errors: counters.load_errors.load(Ordering::Relaxed),

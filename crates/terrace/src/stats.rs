@@ -22,6 +22,8 @@ pub struct Stats {
     pub tiers: Vec<TierStats>,
     /// Each space that was opened, in that order.
     pub spaces: Vec<SpaceStats>,
+    /// Each kind of data that a space is of, by name.
+    pub kinds: Vec<KindStats>,
     /// Loads and writes that are under way now.
     pub underway: u64,
     /// Loaders that run now, each under a permit.
@@ -129,8 +131,12 @@ pub struct TierHealth {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SpaceStats {
+    /// Whose it is; empty for the tenant without a name.
+    pub tenant: Arc<str>,
     /// The space's name; empty for dynamic keys.
     pub name: Arc<str>,
+    /// The name of its [kind](crate::Kind); empty if it is of none.
+    pub kind: Arc<str>,
     /// What happened in each tier, memory first.
     pub tiers: Vec<(Arc<str>, Traffic)>,
     /// Loads that began.
@@ -156,6 +162,34 @@ pub struct SpaceStats {
     pub overloaded: u64,
     /// How long loads took.
     pub load_time: Times,
+}
+
+/// What happened in all spaces of one [kind](crate::Kind).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct KindStats {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Spaces of this kind.
+    pub spaces: u64,
+    /// What was asked of each tier, memory first.
+    pub tiers: Vec<(Arc<str>, Traffic)>,
+    /// Loads that began.
+    pub loads: u64,
+    /// Loads that failed.
+    pub load_errors: u64,
+}
+
+/// What happened in the spaces of one [tenant](crate::Tenant), and in no others.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TenantStats {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it asked of each tier, memory first.
+    pub tiers: Vec<(Arc<str>, Traffic)>,
+    /// Each of its spaces that is known.
+    pub spaces: Vec<SpaceStats>,
 }
 
 /// What was asked of a tier, and what it answered.

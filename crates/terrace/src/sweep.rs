@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use crate::core::{Core, drop_all};
 use crate::error::Error;
-use crate::frame;
 use crate::glob::Glob;
 use crate::implied;
 use crate::key::{KEY_FORMAT, StoredKey};
@@ -218,9 +217,12 @@ impl Sweep {
         if !hashed.is_empty() {
             // The whole key is in the frame.
             let frames = tier.ask(|| tier.store.get(&hashed)).await?;
-            let matching = hashed.iter().zip(frames).filter(|(_, frame)| {
-                let frame = frame.as_ref().and_then(|bytes| frame::decode(bytes, usize::MAX).ok());
-                frame.is_some_and(|frame| self.swept.matches(&frame.header.key))
+            let matching = hashed.iter().zip(frames).filter(|(key, frame)| {
+                let decode = |bytes| tier.decode(key, bytes, usize::MAX).ok();
+                frame
+                    .as_ref()
+                    .and_then(decode)
+                    .is_some_and(|frame| self.swept.matches(&frame.header.key))
             });
             found.extend(matching.map(|(key, _)| key.clone()));
         }

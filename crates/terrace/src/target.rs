@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::implied;
 use crate::key::{KeyBuffer, LARGEST_KEY, key_name, prefix_name, space_name, tag_name};
 use crate::ledger::Name;
+use crate::tenant::TenantName;
 use crate::write::{Settled, checked_tag};
 
 /// Something to invalidate. See [`Terrace::invalidate_all`](crate::Terrace::invalidate_all).
@@ -65,26 +66,28 @@ impl Target {
         Self(Kind::Space(space.into()))
     }
 
-    /// Every entry.
+    /// Every entry; of a [tenant](crate::Tenant), every one of its own.
     #[must_use]
     pub fn everything() -> Self {
         Self(Kind::Everything)
     }
 
-    fn name(&self) -> Result<Name, Error> {
-        Ok(match &self.0 {
+    fn names(&self, core: &Core, tenant: &TenantName) -> Result<Vec<Name>, Error> {
+        let space_name = |space: &str| space_name(tenant.as_str(), space);
+        let name = match &self.0 {
             Kind::Key { space, key } => {
                 check_length(key)?;
-                Name::Key(key_name(&space_name("", space), key))
+                Name::Key(key_name(&space_name(space), key))
             }
-            Kind::Prefix { space, prefix } => name_of_prefix(&space_name("", space), prefix)?,
+            Kind::Prefix { space, prefix } => name_of_prefix(&space_name(space), prefix)?,
             Kind::Tag(tag) => {
                 checked_tag(tag)?;
-                Name::Tag(tag_name("", tag))
+                Name::Tag(tag_name(tenant.as_str(), tag))
             }
-            Kind::Space(space) => Name::Space(space_name("", space)),
-            Kind::Everything => Name::Everything,
-        })
+            Kind::Space(space) => Name::Space(space_name(space)),
+            Kind::Everything => return Ok(core.names_of(tenant)),
+        };
+        Ok(vec![name])
     }
 }
 
@@ -111,10 +114,12 @@ pub(crate) fn name_of_prefix(space: &Arc<str>, prefix: &[u8]) -> Result<Name, Er
 /// Invalidates all of these in one exchange with the ledger.
 pub(crate) async fn invalidate(
     core: &Arc<Core>,
+    tenant: &TenantName,
     targets: impl IntoIterator<Item = Target>,
 ) -> Result<Settled, Error> {
     let _underway = core.begin()?;
-    let names = targets.into_iter().map(|target| target.name()).collect::<Result<Vec<_>, _>>()?;
+    let names = targets.into_iter().map(|target| target.names(core, tenant));
+    let names = names.collect::<Result<Vec<_>, _>>()?.concat();
     if names.is_empty() {
         return Ok(Settled::Settled);
     }

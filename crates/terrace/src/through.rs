@@ -55,7 +55,7 @@ impl<'a, K: ToOwned + ?Sized, V> InsertThrough<'a, K, V> {
 
     /// The value carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        Self { tags: checked_tags(tags), ..self }
+        Self { tags: checked_tags(self.space.core.tenant.as_str(), tags), ..self }
     }
 
     /// The source's version of the value: see [`Loaded::version`](crate::Loaded::version).

@@ -14,9 +14,10 @@ use crate::clock::Clock;
 use crate::codec::Codec;
 use crate::compress::Compression;
 use crate::error::{BuildError, Error};
-use crate::frame::{self, Frame, Header};
+use crate::frame::{self, Frame, FrameError, Header};
 use crate::guard::{Breaker, Deadlines, Guard, Limits, is_refusal};
 use crate::key::StoredKey;
+use crate::mac::{MacKeys, Signer};
 use crate::runtime::Runtime;
 use crate::stats::{TrafficCounters, bump};
 use crate::store::{Put, Scope, Store, StoreError, StoreResult, Stored};
@@ -167,6 +168,7 @@ impl Tier {
     pub(crate) fn open(
         self,
         name: Arc<str>,
+        mac: Option<Arc<MacKeys>>,
         clock: &Arc<dyn Clock>,
         runtime: &Arc<dyn Runtime>,
     ) -> Result<OpenTier, BuildError> {
@@ -184,6 +186,7 @@ impl Tier {
             max_value_bytes: self.max_value_bytes,
             compression: self.compression,
             codec: self.codec,
+            mac,
         })
     }
 }
@@ -217,6 +220,8 @@ pub(crate) struct OpenTier {
     pub(crate) max_value_bytes: usize,
     pub(crate) compression: Compression,
     pub(crate) codec: Option<Codec>,
+    /// By which frames are signed, if they are.
+    pub(crate) mac: Option<Arc<MacKeys>>,
     pub(crate) guard: Guard,
 }
 
@@ -239,11 +244,20 @@ impl OpenTier {
             .await
             .inspect_err(|error| self.count_error(counters, error))?;
         let frames = frames.into_iter().zip(wanted);
-        Ok(frames.map(|(frame, wanted)| self.check(counters, &frame?, wanted)).collect())
+        let frames = frames.zip(keys);
+        Ok(frames
+            .map(|((frame, wanted), key)| self.check(counters, key, &frame?, wanted))
+            .collect())
     }
 
-    fn check(&self, counters: &TrafficCounters, bytes: &Bytes, wanted: &[u8]) -> Option<Frame> {
-        match frame::decode(bytes, self.max_value_bytes) {
+    fn check(
+        &self,
+        counters: &TrafficCounters,
+        key: &StoredKey,
+        bytes: &Bytes,
+        wanted: &[u8],
+    ) -> Option<Frame> {
+        match self.decode(key, bytes, self.max_value_bytes) {
             // Two long keys with one hash: the other one's value is not ours.
             Ok(frame) if frame.header.key != wanted => None,
             Ok(mut frame) => {
@@ -258,10 +272,25 @@ impl OpenTier {
         }
     }
 
-    /// The frame of a value, as this tier keeps it.
-    pub(crate) fn encode(&self, mut header: Header, value: Vec<u8>) -> Bytes {
+    /// The frame of a value, as this tier keeps it under `key`.
+    pub(crate) fn encode(&self, key: &StoredKey, mut header: Header, value: Vec<u8>) -> Bytes {
         header.shift(self.store.clock_ahead());
-        frame::encode(&header, value, self.compression)
+        frame::encode_signed(&header, value, self.compression, self.signer(key))
+    }
+
+    /// The frame in what this tier keeps under `key`, with its times by the tier's clock.
+    pub(crate) fn decode(
+        &self,
+        key: &StoredKey,
+        bytes: &Bytes,
+        limit: usize,
+    ) -> Result<Frame, FrameError> {
+        frame::decode_signed(bytes, limit, self.signer(key))
+    }
+
+    fn signer<'a>(&'a self, key: &'a StoredKey) -> Option<Signer<'a>> {
+        let keys = self.mac.as_deref()?;
+        Some(Signer { keys, place: key.as_str() })
     }
 
     /// Writes frames; a failure is counted and returned.

@@ -28,6 +28,7 @@ use crate::read::{self, Known, Wanted};
 use crate::runtime::{BoxFuture, off_thread};
 use crate::space::{Identity, Mode, SpaceCore};
 use crate::store::Scope;
+use crate::tenant::TenantName;
 use crate::write;
 
 /// Where a cache that closes notes what was hot, and how the next one is warmed with it. See
@@ -157,8 +158,13 @@ pub(crate) fn begin<V: Send + Sync + 'static>(
 ) {
     let core = &space.core;
     let Some(warm) = &core.warm else { return };
-    let opening: Arc<dyn Opening> =
-        Arc::new(Typed { identity, policy: space.policy.clone(), codec: space.codec, values });
+    let opening: Arc<dyn Opening> = Arc::new(Typed {
+        tenant: Arc::downgrade(&space.tenant),
+        identity,
+        policy: space.policy.clone(),
+        codec: space.codec,
+        values,
+    });
     warm.openings.lock().insert(space.number, Arc::clone(&opening));
     if warm.cold.lock().contains_key(space.prefix()) {
         let (core, prefix) = (Arc::downgrade(core), space.prefix().into());
@@ -233,8 +239,9 @@ impl Warm {
 
     /// What is hot, and after it what was hot before and nobody had the time to look for.
     fn snapshot(&self, core: &Arc<Core>, hot: &Hot) -> file::Snapshot {
-        let prefix = |opening: &Arc<dyn Opening>| opening.space(core).prefix().into();
-        let hot = hot.iter().map(|(opening, keys)| (prefix(opening), keys.clone()));
+        let hot = hot.iter().filter_map(|(opening, keys)| {
+            Some((opening.space(core)?.prefix().into(), keys.clone()))
+        });
         let mut snapshot: file::Snapshot = hot.collect();
         let mut room = self.settings.max_keys;
         room -= snapshot.iter().map(|(_, keys)| keys.len()).sum::<usize>();
@@ -249,7 +256,8 @@ impl Warm {
 
 /// An opened space, whatever its values are.
 trait Opening: Send + Sync {
-    fn space(&self, core: &Arc<Core>) -> Arc<SpaceCore>;
+    /// Nothing if its tenant was forgotten.
+    fn space(&self, core: &Arc<Core>) -> Option<Arc<SpaceCore>>;
 
     /// Brings what tiers have of these keys into memory: how many there were.
     fn warm(&self, core: Arc<Core>, keys: Vec<KeyBytes>) -> BoxFuture<'_, u64>;
@@ -260,6 +268,8 @@ trait Opening: Send + Sync {
 
 /// What it takes to open the space again. The space itself would keep its cache from being dropped.
 struct Typed<V> {
+    /// Which would not be forgotten either.
+    tenant: Weak<TenantName>,
     identity: Identity,
     policy: Policy,
     codec: Codec,
@@ -267,13 +277,14 @@ struct Typed<V> {
 }
 
 impl<V: Send + Sync + 'static> Opening for Typed<V> {
-    fn space(&self, core: &Arc<Core>) -> Arc<SpaceCore> {
-        core.spaces.open(core, self.identity.clone(), self.policy.clone(), self.codec)
+    fn space(&self, core: &Arc<Core>) -> Option<Arc<SpaceCore>> {
+        let (tenant, identity) = (self.tenant.upgrade()?, self.identity.clone());
+        Some(core.spaces.open(core, &tenant, identity, self.policy.clone(), self.codec))
     }
 
     fn warm(&self, core: Arc<Core>, keys: Vec<KeyBytes>) -> BoxFuture<'_, u64> {
         Box::pin(async move {
-            let space = self.space(&core);
+            let Some(space) = self.space(&core) else { return 0 };
             if space.mode() != Mode::On {
                 return 0;
             }
@@ -297,7 +308,7 @@ impl<V: Send + Sync + 'static> Opening for Typed<V> {
 
     fn carry(&self, core: Arc<Core>, keys: Vec<KeyBytes>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let space = self.space(&core);
+            let Some(space) = self.space(&core) else { return };
             let now = core.clock.tick();
             let entries = keys.iter().filter_map(|bytes| {
                 let key = KeyRef { space: space.number, bytes };

@@ -109,7 +109,7 @@ impl<'a, K: ?Sized, V> Insert<'a, K, V> {
 
     /// The value carries these tags.
     pub fn tags<T: AsRef<str>>(self, tags: impl IntoIterator<Item = T>) -> Self {
-        Self { tags: checked_tags(tags), ..self }
+        Self { tags: checked_tags(self.space.tenant.as_str(), tags), ..self }
     }
 
     /// The value was built from these: invalidating or writing one of them invalidates it.
@@ -199,15 +199,16 @@ pub(crate) struct EntryOptions {
     pub(crate) is_untraced: bool,
 }
 
-/// Tags as the ledger names them.
+/// Tags of a tenant as the ledger names them.
 pub(crate) fn checked_tags<T: AsRef<str>>(
+    tenant: &str,
     tags: impl IntoIterator<Item = T>,
 ) -> Result<Arc<[Arc<str>]>, Error> {
     let mut names: Vec<Arc<str>> = Vec::new();
     for tag in tags {
         let tag = tag.as_ref();
         checked_tag(tag)?;
-        let name = tag_name("", tag);
+        let name = tag_name(tenant, tag);
         if !names.contains(&name) {
             names.push(name);
         }
@@ -344,7 +345,7 @@ async fn store<V: Send + Sync + 'static>(
         let Some(codec) = codec else { continue };
         let mut failed: Vec<_> =
             entries.iter().map(|(wanted, _)| Arc::clone(wanted.name(space))).collect();
-        if !unwritten.has(index + 1) {
+        if !unwritten.has(index + 1) && !space.policy.unused.has(index + 1) {
             let puts: Vec<_> = entries
                 .iter()
                 .map(|(wanted, fresh)| (wanted, put(space, codec, wanted, fresh, tier)))
@@ -440,6 +441,9 @@ pub(crate) async fn to_tier<V: Send + Sync + 'static>(
     index: usize,
 ) {
     let Some(tier) = space.core.tiers.get(index) else { return };
+    if space.policy.unused.has(index + 1) {
+        return;
+    }
     let fresh = Fresh { entry: Arc::clone(entry), encoded: encoded.cloned() };
     let put = put(space, codec, wanted, &fresh, tier);
     put_all(space, tier, index, vec![(wanted, put)]).await;
@@ -473,6 +477,9 @@ pub(crate) fn to_memory<V: Send + Sync + 'static>(
 ) -> bool {
     let core = &space.core;
     let Some(memory) = &core.memory else { return false };
+    if space.policy.unused.has_memory() {
+        return false;
+    }
     let meta = &entry.meta;
     let name = LazyCell::new(|| space.name_of(key.bytes));
     let names = || Names { key: &name, space: &space.name, tags: &meta.details().tags };
@@ -573,10 +580,12 @@ pub(crate) fn encode_first<V>(
     };
     let size = bytes.as_ref().map_or(0, |(_, bytes)| bytes.len());
     let weight = space.weight_of::<V>(size);
-    let fits_memory =
-        space.core.memory.as_ref().is_some_and(|memory| weight <= memory.max_value_bytes());
-    let fits_a_tier =
-        codec.is_some() && space.core.tiers.iter().any(|tier| size <= tier.max_value_bytes);
+    let (core, unused) = (&space.core, space.policy.unused);
+    let fits_memory = !unused.has_memory()
+        && core.memory.as_ref().is_some_and(|memory| weight <= memory.max_value_bytes());
+    let takes = |tier: &OpenTier| size <= tier.max_value_bytes;
+    let fits_a_tier = codec.is_some()
+        && (1..).zip(&core.tiers).any(|(number, tier)| !unused.has(number) && takes(tier));
     if fits_memory || fits_a_tier {
         Ok(Encoded { value, bytes })
     } else {
@@ -645,7 +654,7 @@ pub(crate) fn put<V>(
         dependencies: Arc::default(),
         key: wanted.bytes.to_vec().into(),
     };
-    let (raw, frame) = (bytes.len(), tier.encode(header, bytes));
+    let (raw, frame) = (bytes.len(), tier.encode(wanted.stored(space), header, bytes));
     if let Some(counters) = space.counters.below_memory().get(index_of(core, tier)) {
         counters.raw_bytes.fetch_add(raw as u64, Ordering::Relaxed);
         counters.packed_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use crate::script::play;
 use crate::support::count;
 
 #[test]
-fn random_scripts_are_played_without_a_surprise() {
+fn x6_random_scripts_are_played_without_a_surprise() {
     for seed in 1..=count(2_000, 500_000) {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let length = dice.roll(1_500);

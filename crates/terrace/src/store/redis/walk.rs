@@ -54,12 +54,10 @@ impl Walk {
         let mut pattern = escaped(&store.shared.prefix);
         pattern.push('{');
         // The format, tenant and space come first in both forms of a key.
-        let mut parts = prefix.splitn(4, ':');
-        if let (Some(_), Some(tenant), Some(space), Some(_)) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        {
-            pattern.push_str(&escaped(&format!("{tenant}:{space}:")));
-        }
+        let parts = prefix.split_inclusive(':').skip(1).take(2);
+        parts
+            .take_while(|part| part.ends_with(':'))
+            .for_each(|part| pattern.push_str(&escaped(part)));
         pattern.push_str("*}:1:*");
         Self {
             pattern,

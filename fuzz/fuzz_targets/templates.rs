@@ -1,0 +1,7 @@
+//! Texts of events: see crates/terrace/src/fuzz.rs, whose tests try the same blindly.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| terrace::fuzz::templates(bytes));
