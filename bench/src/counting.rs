@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::report::Record;
-use crate::suites::{footprint, hit_path};
+use crate::suites::{footprint, hit_path, tags};
 
 /// What the allocator was asked for since the program began, by all threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,7 @@ fn try_answer() -> Result<()> {
     let records = match suite.as_str() {
         footprint::SUITE => footprint::count(case, quick == "true")?,
         hit_path::SUITE => hit_path::count(case)?,
+        tags::SUITE => tags::count(case, quick == "true")?,
         _ => bail!("nothing is counted in the suite {suite:?}"),
     };
     let mut out = io::stdout().lock();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use terrace_bench::report::Report;
+use terrace_bench::suites::disk::processes;
 use terrace_bench::suites::{LATER, Request, SUITES, Suite, hit_ratio};
 
 const USAGE: &str = "\
@@ -33,6 +34,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    // A process that a suite runs beside this one.
+    if std::env::args().nth(1).as_deref() == Some(processes::WRITER) {
+        return processes::answer();
+    }
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(message) => return misused(&message),

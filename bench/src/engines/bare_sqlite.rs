@@ -1,7 +1,9 @@
 //! SQLite without anything around it: one table, the hash of the key as integer primary key, the
-//! key itself beside it and compared, set up as the disk tier of Terrace sets up its own.
+//! key itself beside it and compared, set up as the disk tier of Terrace sets up its own. Also with
+//! the columns and indexes of Terrace's table, and with every commit synced.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,14 +16,61 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Disk;
 use crate::versions;
 
+/// The small table; a transaction is on the device when a checkpoint is.
+pub type BareSqlite = Bare<false, false>;
+
+/// The table of Terrace, with its indexes.
+pub type BareIndexed = Bare<true, false>;
+
+/// The small table; a transaction is on the device when it is committed.
+pub type BareFull = Bare<false, true>;
+
 /// One connection reads and one writes, each for one task at a time.
-pub struct BareSqlite {
+pub struct Bare<const INDEXED: bool, const FULL: bool> {
     reader: Mutex<Connection>,
     writer: Mutex<Connection>,
 }
 
-impl Disk for BareSqlite {
-    const NAME: &'static str = "bare-sqlite";
+impl<const INDEXED: bool, const FULL: bool> Bare<INDEXED, FULL> {
+    const TABLE: &str = if INDEXED {
+        "CREATE TABLE IF NOT EXISTS entry (
+             id INTEGER PRIMARY KEY, key TEXT NOT NULL, name INTEGER NOT NULL,
+             expires INTEGER NOT NULL, rank INTEGER NOT NULL, file INTEGER, value BLOB NOT NULL);
+         CREATE INDEX IF NOT EXISTS entry_name ON entry (name);
+         CREATE INDEX IF NOT EXISTS entry_expires ON entry (expires);
+         CREATE INDEX IF NOT EXISTS entry_rank ON entry (rank)"
+    } else {
+        "CREATE TABLE IF NOT EXISTS entry (
+             id INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB NOT NULL)"
+    };
+
+    const WRITE: &str = if INDEXED {
+        "INSERT INTO entry (id, key, name, expires, rank, value)
+         VALUES (?1, ?2, ?1, ?4, ?4, ?3)
+         ON CONFLICT (id) DO UPDATE SET key = excluded.key, name = excluded.name,
+             expires = excluded.expires, rank = excluded.rank, value = excluded.value"
+    } else {
+        "INSERT INTO entry (id, key, value) VALUES (?1, ?2, ?3)
+         ON CONFLICT (id) DO UPDATE SET key = excluded.key, value = excluded.value"
+    };
+
+    fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<()> {
+        let mut write = connection.prepare_cached(Self::WRITE)?;
+        if INDEXED {
+            write.execute(params![id(key), key, value, next()])?;
+        } else {
+            write.execute(params![id(key), key, value])?;
+        }
+        Ok(())
+    }
+}
+
+impl<const INDEXED: bool, const FULL: bool> Disk for Bare<INDEXED, FULL> {
+    const NAME: &'static str = match (INDEXED, FULL) {
+        (false, false) => "bare-sqlite",
+        (true, _) => "bare-sqlite-indexed",
+        (false, true) => "bare-sqlite-full",
+    };
 
     fn version() -> &'static str {
         versions::of("rusqlite")
@@ -30,9 +79,10 @@ impl Disk for BareSqlite {
     async fn open(directory: &Path) -> Result<Self> {
         let path = directory.join("bare.db");
         let writer = connect(&path)?;
-        writer.execute_batch(
-            "CREATE TABLE entry (id INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB NOT NULL)",
-        )?;
+        writer.execute_batch(Self::TABLE)?;
+        if FULL {
+            writer.pragma_update(None, "synchronous", "FULL")?;
+        }
         let reader = connect(&path)?;
         reader.pragma_update(None, "query_only", true)?;
         Ok(Self { reader: Mutex::new(reader), writer: Mutex::new(writer) })
@@ -43,7 +93,7 @@ impl Disk for BareSqlite {
         for some in entries.chunks(1000) {
             let transaction = writer.transaction()?;
             for (key, value) in some {
-                put(&transaction, key, value)?;
+                Self::put(&transaction, key, value)?;
             }
             transaction.commit()?;
         }
@@ -63,7 +113,7 @@ impl Disk for BareSqlite {
 
     #[inline]
     async fn write(&self, key: &str, value: &Bytes) -> Result<()> {
-        put(&locked(&self.writer), key, value)
+        Self::put(&locked(&self.writer), key, value)
     }
 }
 
@@ -83,14 +133,10 @@ fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT INTO entry (id, key, value) VALUES (?1, ?2, ?3)
-             ON CONFLICT (id) DO UPDATE SET key = excluded.key, value = excluded.value",
-        )?
-        .execute(params![id(key), key, value])?;
-    Ok(())
+/// A number that only goes up: as times and ranks do.
+fn next() -> i64 {
+    static NUMBER: AtomicI64 = AtomicI64::new(1);
+    NUMBER.fetch_add(1, Relaxed)
 }
 
 fn id(key: &str) -> i64 {

@@ -5,13 +5,19 @@ pub mod bare_redis;
 pub mod bare_sqlite;
 pub mod cached;
 pub mod cachet;
+pub mod diskcache;
 pub mod foyer;
+pub mod foyer_hybrid;
 pub mod mini_moka;
 pub mod moka;
+pub mod plain_files;
 pub mod quick_cache;
 pub mod rwlock_hashmap;
+pub mod tag_sets;
 pub mod terrace;
+pub mod terrace_disk;
 pub mod terrace_redis;
+pub mod terrace_tags;
 pub mod tinyufo;
 
 use std::future::Future;
@@ -177,4 +183,26 @@ pub trait Following {
 /// The one that invalidates.
 pub trait Invalidating: Clone + Send + Sync + 'static {
     fn invalidate(&self, key: &str) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// Entries that carry tags, and go with them.
+pub trait Tagging: Send + Sync {
+    const NAME: &'static str;
+
+    /// Whether an invalidation takes the entries away themselves, so that they have to be stored
+    /// again before the next.
+    const TAKES_AWAY: bool;
+
+    fn version() -> &'static str;
+
+    /// Stores a value of its own under each of these keys, with this tag.
+    fn fill(&self, keys: &[String], tag: &str) -> impl Future<Output = Result<()>> + Send;
+
+    /// Whether there is a value that can be read.
+    fn has(&self, key: &str) -> impl Future<Output = Result<bool>> + Send;
+
+    /// How many of these keys are there.
+    fn count(&self, keys: &[&str]) -> impl Future<Output = Result<usize>> + Send;
+
+    fn invalidate(&self, tag: &str) -> impl Future<Output = Result<()>> + Send;
 }

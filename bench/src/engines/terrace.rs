@@ -1,15 +1,13 @@
 //! Ours: the engine of the memory tier alone, and caches as a service would build them.
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use bytes::Bytes;
-use terrace::{Disk as DiskTier, Memory as MemoryTier, Space, Terrace};
+use terrace::{Memory as MemoryTier, Space, Terrace};
 use terrace_memory::{Attributes, Memory as Engine, Tick};
 
-use super::{Disk, Expiring, Loading, Memory, Sharing, Weighed};
+use super::{Expiring, Loading, Memory, Sharing, Weighed};
 use crate::harness::{OURS, OURS_IN_FULL};
 use crate::kind::{Integers, Kind, Sizes};
 use crate::load::{Source, User};
@@ -217,50 +215,5 @@ impl Sharing for TerraceLoading {
         let load =
             self.users.get_or_load(key, |load| async move { source.try_load(&load.key).await });
         Some(load.await.ok()?.id)
-    }
-}
-
-/// A space of bytes in a cache with a disk tier and no other.
-pub struct TerraceDisk {
-    cache: Terrace,
-    values: Space<str, Bytes>,
-}
-
-impl Disk for TerraceDisk {
-    const NAME: &'static str = OURS;
-
-    fn version() -> &'static str {
-        versions::of("terrace")
-    }
-
-    async fn open(directory: &Path) -> Result<Self> {
-        let cache = Terrace::builder().tier("disk", DiskTier::at(directory)).build().await?;
-        let values = cache.space("value").ttl(HOUR).build_raw()?;
-        Ok(Self { cache, values })
-    }
-
-    async fn fill(&self, entries: &[(String, Bytes)]) -> Result<()> {
-        for some in entries.chunks(1000) {
-            let some = some.iter().map(|(key, value)| (key.as_str(), value.clone()));
-            let settled = self.values.insert_many(some).await?;
-            ensure!(settled.is_settled(), "a write was not settled");
-        }
-        Ok(())
-    }
-
-    #[inline]
-    async fn read<T>(&self, key: &str, look: impl FnOnce(&[u8]) -> T + Send) -> Result<Option<T>> {
-        Ok(self.values.get(key).await?.map(|value| look(&value)))
-    }
-
-    #[inline]
-    async fn write(&self, key: &str, value: &Bytes) -> Result<()> {
-        let settled = self.values.insert(key, value.clone()).await?;
-        ensure!(settled.is_settled(), "a write was not settled");
-        Ok(())
-    }
-
-    async fn close(self) {
-        self.cache.close().await;
     }
 }

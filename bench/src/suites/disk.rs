@@ -1,177 +1,144 @@
 //! `disk`: reads and writes of the disk tier, with nothing in memory.
 //!
 //! Values are random bytes, which no compressor makes smaller, and every write brings others:
-//! SQLite notices when a row stays as it was. Both sides keep their database for the whole run;
-//! it is read into the operating system's cache before each round.
+//! SQLite notices when a row stays as it was. Each engine has a directory of its own for a case,
+//! which is read into the operating system's cache before each round.
 
-use std::path::Path;
+mod opening;
+pub mod processes;
+mod reads;
+mod side;
+mod writes;
+
 use std::sync::Arc;
-use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use tempfile::TempDir;
+use anyhow::{Context as _, Result, bail};
 use tokio::runtime::Runtime;
 
+use self::side::{Round, Values, diskcache, engine};
 use super::Request;
-use crate::engines::Disk;
-use crate::engines::bare_sqlite::BareSqlite;
-use crate::engines::terrace::TerraceDisk;
+use crate::engines::Disk as _;
+use crate::engines::bare_sqlite::{BareFull, BareIndexed, BareSqlite};
+use crate::engines::foyer_hybrid::{FoyerHybrid, NO_WRITES};
+use crate::engines::plain_files::PlainFiles;
+use crate::engines::terrace_disk::{TerraceDisk, TerraceDiskStore, TerraceJournal};
+use crate::goal::Goal;
 use crate::harness::{Better, Case, Engine, Metric, Pace, compare};
-use crate::load::{Random, text_key};
 use crate::report::Report;
 
 pub const SUITE: &str = "disk";
 
-pub const CASES: &[&str] = &["read-1k", "write-8-tasks"];
+pub const CASES: &[&str] = &[
+    "read-100b",
+    "read-1k",
+    "write-8-tasks",
+    "write-8-tasks-synced",
+    processes::CASE,
+    "read-1mb",
+    "write-1mb",
+    opening::CASE,
+];
 
-const METRICS: &[Metric] = &[Metric { name: "us", unit: "us", better: Better::Lower }];
+const US: Metric = Metric { name: "us", unit: "us", better: Better::Lower };
+const OPS: Metric = Metric { name: "ops_s", unit: "ops/s", better: Better::Higher };
+/// A thousand reads, one after the other.
+const THOUSAND: Metric = Metric { name: "ms_1000", unit: "ms", better: Better::Lower };
 
-const VALUE_BYTES: usize = 1024;
+/// At most 1.5 times what SQLite takes by itself.
+const GOALS_OF_READS: &[Goal] = &[
+    Goal::Ratio { against: "bare-sqlite", at_least: 1.0 / 1.5 },
+    Goal::Value { metric: US.name, at_most: 10.0 },
+    Goal::Value { metric: THOUSAND.name, at_most: 5.0 },
+];
 
-const WRITERS: usize = 8;
+const GOALS_OF_WRITES: &[Goal] = &[
+    Goal::Ratio { against: "bare-sqlite", at_least: 1.3 },
+    Goal::Ratio { against: "bare-sqlite-indexed", at_least: 1.3 },
+    Goal::Ratio { against: "bare-sqlite-full", at_least: 10.0 },
+];
 
-type Entries = Arc<Vec<(String, Bytes)>>;
+const GOALS_OF_SYNCED: &[Goal] = &[Goal::Ratio { against: "bare-sqlite-full", at_least: 10.0 }];
 
-/// One side: a database that is filled.
-struct Side<D> {
-    disk: Arc<D>,
-    directory: TempDir,
-}
-
-impl<D: Disk> Side<D> {
-    async fn new(entries: &Entries) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let disk = D::open(directory.path()).await?;
-        disk.fill(entries).await?;
-        Ok(Self { disk: Arc::new(disk), directory })
-    }
-}
-
-/// What an engine measures in a round, given numbers of its own to draw keys with.
-struct Round<'a> {
-    runtime: &'a Runtime,
-    entries: &'a Entries,
-    operations: usize,
-}
+const GOALS_OF_LARGE: &[Goal] = &[Goal::Ratio { against: "plain-files", at_least: 0.8 }];
 
 pub fn run(request: &Request, report: &mut Report) -> Result<()> {
-    let runtime = Runtime::new().context("no runtime")?;
-    let entries = Arc::new(entries(request.size(20_000, 100_000)));
-    let ours = runtime.block_on(Side::<TerraceDisk>::new(&entries));
-    let bare = runtime.block_on(Side::<BareSqlite>::new(&entries));
-
+    let runtime = Arc::new(Runtime::new().context("no runtime")?);
     for &name in CASES.iter().filter(|case| request.wants(case)) {
-        let case = Case { suite: SUITE, name, metrics: METRICS };
-        let operations = match name {
-            "read-1k" => request.size(10_000, 20_000),
-            _ => request.size(2_000, 8_000),
-        };
-        let round = &Round { runtime: &runtime, entries: &entries, operations };
-        let engines = match name {
-            "read-1k" => vec![engine(&ours, round, read), engine(&bare, round, read)],
-            "write-8-tasks" => vec![engine(&ours, round, write), engine(&bare, round, write)],
-            _ => unreachable!("no case of this suite: {name}"),
-        };
-        // Longer says no more about two engines.
+        // Longer says no more about a few engines.
         let pace = Pace { most_rounds: 100, ..request.pace(CASES.len()) };
-        report.add(name, compare(&case, engines, pace))?;
-    }
-    if let Ok(Side { disk, .. }) = ours
-        && let Some(disk) = Arc::into_inner(disk)
-    {
-        runtime.block_on(disk.close());
-    }
-    Ok(())
-}
-
-fn entries(count: usize) -> Vec<(String, Bytes)> {
-    let mut random = Random::new(44);
-    (0..count).map(|number| (text_key(number), value(number, &mut random))).collect()
-}
-
-/// A value for the key of this number: it begins with the number.
-fn value(number: usize, random: &mut Random) -> Bytes {
-    let mut value = Vec::with_capacity(VALUE_BYTES);
-    value.extend((number as u64).to_le_bytes());
-    while value.len() < VALUE_BYTES {
-        value.extend(random.number().to_le_bytes());
-    }
-    value.into()
-}
-
-fn is_value_of(value: &[u8], number: usize) -> bool {
-    value.len() == VALUE_BYTES && value.starts_with(&(number as u64).to_le_bytes())
-}
-
-fn engine<'a, D: Disk>(
-    side: &'a Result<Side<D>>,
-    round: &'a Round<'a>,
-    measure: fn(&Side<D>, &Round<'_>, Random) -> Result<f64>,
-) -> Engine<'a> {
-    let mut seed = 0;
-    Engine::new(D::NAME, D::version(), move || {
-        let side = side.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
-        // The same keys for both sides in a round, others in the next.
-        seed += 1;
-        read_in(side.directory.path())?;
-        Ok(vec![measure(side, round, Random::new(seed))?])
-    })
-}
-
-/// Reads one after the other: microseconds a read.
-fn read<D: Disk>(side: &Side<D>, round: &Round<'_>, mut random: Random) -> Result<f64> {
-    let entries = round.entries;
-    let order: Vec<_> = (0..round.operations).map(|_| random.below(entries.len())).collect();
-    let (warm_up, timed) = order.split_at(round.operations / 5);
-    round.runtime.block_on(async {
-        let mut began = Instant::now();
-        for (position, number) in warm_up.iter().chain(timed).enumerate() {
-            if position == warm_up.len() {
-                began = Instant::now();
+        let outcome = match name {
+            processes::CASE => processes::run(request, &runtime, pace)?,
+            opening::CASE => opening::run(request, &runtime, pace)?,
+            _ => {
+                let (metrics, goals) = measured(name);
+                let case = Case { suite: SUITE, name, metrics };
+                let mut outcome = compare(&case, engines(name, request, &runtime)?, pace);
+                outcome.judge(&case, goals);
+                outcome
             }
-            let (key, _) = &entries[*number];
-            let is_right = side.disk.read(key, |found| is_value_of(found, *number)).await?;
-            ensure!(is_right == Some(true), "a read found nothing, or another value");
-        }
-        Ok(began.elapsed().as_secs_f64() * 1e6 / timed.len() as f64)
-    })
-}
-
-/// Writes by tasks that each wait for one write before the next: microseconds a value.
-fn write<D: Disk>(side: &Side<D>, round: &Round<'_>, mut random: Random) -> Result<f64> {
-    let each = round.operations / WRITERS;
-    let mut write = || {
-        let number = random.below(round.entries.len());
-        (number, value(number, &mut random))
-    };
-    let orders: Vec<Vec<_>> = (0..WRITERS).map(|_| (0..each).map(|_| write()).collect()).collect();
-    round.runtime.block_on(async {
-        let mut tasks = Vec::new();
-        let began = Instant::now();
-        for order in orders {
-            let (disk, entries) = (Arc::clone(&side.disk), Arc::clone(round.entries));
-            tasks.push(tokio::spawn(async move {
-                for (number, value) in order {
-                    disk.write(&entries[number].0, &value).await?;
-                }
-                anyhow::Ok(())
-            }));
-        }
-        for task in tasks {
-            task.await??;
-        }
-        Ok(began.elapsed().as_secs_f64() * 1e6 / (each * WRITERS) as f64)
-    })
-}
-
-/// Has the operating system read all files of a directory, which it may have dropped meanwhile.
-fn read_in(directory: &Path) -> Result<()> {
-    for file in std::fs::read_dir(directory)? {
-        let file = file?;
-        if file.file_type()?.is_file() {
-            std::io::copy(&mut std::fs::File::open(file.path())?, &mut std::io::sink())?;
-        }
+        };
+        report.add(name, outcome)?;
     }
     Ok(())
+}
+
+fn measured(case: &str) -> (&'static [Metric], &'static [Goal]) {
+    match case {
+        "read-100b" | "read-1k" => (&[US, THOUSAND], GOALS_OF_READS),
+        "write-8-tasks" => (&[US, OPS], GOALS_OF_WRITES),
+        "write-8-tasks-synced" => (&[US, OPS], GOALS_OF_SYNCED),
+        _ => (&[US], GOALS_OF_LARGE),
+    }
+}
+
+fn engines(case: &str, request: &Request, runtime: &Arc<Runtime>) -> Result<Vec<Engine<'static>>> {
+    // Values, their bytes, and operations of a round.
+    let (count, bytes, operations) = match case {
+        "read-100b" => (request.size(20_000, 100_000), 100, request.size(10_000, 20_000)),
+        "read-1k" => (request.size(20_000, 100_000), 1024, request.size(10_000, 20_000)),
+        "write-8-tasks" => (request.size(20_000, 100_000), 1024, request.size(2_000, 8_000)),
+        "write-8-tasks-synced" => (20_000, 1024, request.size(400, 2_000)),
+        "read-1mb" => (request.size(32, 128), 1 << 20, request.size(64, 256)),
+        "write-1mb" => (request.size(32, 128), 1 << 20, request.size(24, 128)),
+        _ => bail!("no case {case:?} in {SUITE}"),
+    };
+    let runtime = Arc::clone(runtime);
+    let round = &Round { runtime, values: Values { count, bytes }, operations };
+    let no_writes = || Engine::out(FoyerHybrid::NAME, FoyerHybrid::version(), NO_WRITES);
+    Ok(match case {
+        "read-100b" | "read-1k" => vec![
+            engine::<TerraceDisk>(round, reads::of_thousands),
+            engine::<TerraceDiskStore>(round, reads::of_thousands),
+            engine::<BareSqlite>(round, reads::of_thousands),
+            engine::<BareIndexed>(round, reads::of_thousands),
+            engine::<FoyerHybrid>(round, reads::of_thousands),
+            diskcache(round, side::Deed::Read),
+        ],
+        "write-8-tasks" => vec![
+            engine::<TerraceDisk>(round, writes::by_tasks),
+            engine::<BareSqlite>(round, writes::by_tasks),
+            engine::<BareIndexed>(round, writes::by_tasks),
+            engine::<BareFull>(round, writes::by_tasks),
+            no_writes(),
+        ],
+        "write-8-tasks-synced" => vec![
+            engine::<TerraceJournal>(round, writes::by_tasks),
+            engine::<BareFull>(round, writes::by_tasks),
+        ],
+        "read-1mb" => vec![
+            engine::<TerraceDisk>(round, reads::one_by_one),
+            engine::<TerraceDiskStore>(round, reads::one_by_one),
+            engine::<PlainFiles>(round, reads::one_by_one),
+            engine::<BareSqlite>(round, reads::one_by_one),
+            engine::<FoyerHybrid>(round, reads::one_by_one),
+            diskcache(round, side::Deed::Read),
+        ],
+        _ => vec![
+            engine::<TerraceDisk>(round, writes::one_by_one),
+            engine::<PlainFiles>(round, writes::one_by_one),
+            engine::<BareSqlite>(round, writes::one_by_one),
+            no_writes(),
+            diskcache(round, side::Deed::Write),
+        ],
+    })
 }

@@ -6,7 +6,9 @@ pub mod hit_path;
 pub mod hit_ratio;
 pub mod memory;
 pub mod redis;
+mod servers;
 pub mod stampede;
+pub mod tags;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +35,12 @@ impl Request {
         self.only.as_deref().is_none_or(|only| only == case)
     }
 
+    /// Whether what a million entries have to be stored for is left out.
+    #[must_use]
+    pub fn leaves_out_long(&self) -> bool {
+        self.quick && self.only.is_none()
+    }
+
     /// The time for one of so many cases. Rounds that have begun are finished, and engines are
     /// built outside of it, which is why it is less than what a suite may take.
     #[must_use]
@@ -47,6 +55,10 @@ impl Request {
         if self.quick { quick } else { full }
     }
 }
+
+/// Why nobody takes part in a case of a quick run.
+pub(crate) const TAKES_LONG: &str =
+    "not in a quick run unless it is asked for with --only: storing a million entries takes longer";
 
 /// Cases that belong together.
 pub struct Suite {
@@ -110,7 +122,13 @@ pub const SUITES: &[Suite] = &[
         cases: redis::CASES,
         run: redis::run,
     },
+    Suite {
+        name: tags::SUITE,
+        about: "invalidations of a tag, and what tags cost reads and memory",
+        cases: tags::CASES,
+        run: tags::run,
+    },
 ];
 
 /// The suites that come with the parts that they measure.
-pub const LATER: &[&str] = &["tags", "sql", "http"];
+pub const LATER: &[&str] = &["sql", "http"];

@@ -4,7 +4,6 @@
 //! under keys of its own. Who calls are tasks on the runtime of Tokio.
 
 mod follow;
-mod servers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +13,8 @@ use bytes::Bytes;
 use terrace::Redis;
 use tokio::runtime::Runtime;
 
-use self::servers::Servers;
 use super::Request;
+use super::servers::Servers;
 use crate::engines::Remote;
 use crate::engines::bare_redis::{BareCluster, BareRedis};
 use crate::engines::terrace_redis::{TerraceRedis, TerraceStore};
