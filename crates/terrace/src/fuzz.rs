@@ -64,7 +64,7 @@ fn text_part(input: &mut &[u8]) -> String {
 /// Frames as a store may return them: as they are, and with what only chance would get past the
 /// first checks put right.
 pub fn frames(input: &[u8]) {
-    frame(Bytes::copy_from_slice(input));
+    frame(&Bytes::copy_from_slice(input));
     let mut whole = input.to_vec();
     if let Some(head) = whole.first_chunk_mut::<4>() {
         *head = *b"TRC\x01";
@@ -73,11 +73,11 @@ pub fn frames(input: &[u8]) {
         flags.copy_from_slice(&[0, 0]);
     }
     whole.extend(xxhash_rust::xxh3::xxh3_64(&whole).to_le_bytes());
-    frame(whole.into());
+    frame(&whole.into());
 }
 
-fn frame(bytes: Bytes) {
-    let Ok(frame) = frame::decode(&bytes, LIMIT) else { return };
+fn frame(bytes: &Bytes) {
+    let Ok(frame) = frame::decode(bytes, LIMIT) else { return };
     assert!(frame.size <= LIMIT, "more than the limit");
     let Ok(value) = frame.value() else { return };
     assert_eq!(value.len(), frame.size, "another size than the frame says");
@@ -126,9 +126,9 @@ enum Shape {
     Fraction(f64),
     Text(String),
     Bytes(Vec<u8>),
-    Many(Vec<Shape>),
-    Named(BTreeMap<String, Shape>),
-    Inner { left: Box<Shape>, right: Option<Box<Shape>> },
+    Many(Vec<Self>),
+    Named(BTreeMap<String, Self>),
+    Inner { left: Box<Self>, right: Option<Box<Self>> },
 }
 
 /// Values as their frames hold them.
@@ -305,7 +305,7 @@ mod tests {
                 3 if at < input.len() => drop(input.remove(at)),
                 _ if at < input.len() => {
                     input[at] =
-                        random.choice([0, 1, 0x7f, 0x80, 0xff, b':', b'%', b'*']).unwrap_or(0)
+                        random.choice([0, 1, 0x7f, 0x80, 0xff, b':', b'%', b'*']).unwrap_or(0);
                 }
                 _ => input.extend((0..random.usize(..20)).map(|_| random.u8(..))),
             }
