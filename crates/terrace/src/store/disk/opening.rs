@@ -154,10 +154,7 @@ impl OpenError {
     /// Whether a new database is begun in place of this one.
     fn is_set_aside(&self, settings: &Disk) -> bool {
         match self {
-            Self::Sqlite(error) => matches!(
-                error.sqlite_error_code(),
-                Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)
-            ),
+            Self::Sqlite(error) => is_damage(error),
             Self::Damaged(_) | Self::Older(_) => true,
             Self::Foreign | Self::Newer(_) => !settings.keeps_foreign,
         }
@@ -241,6 +238,21 @@ fn open_tables(path: &Path) -> Result<(Connection, i64), OpenError> {
     check(&connection)?;
     let folder = connection.query_row("SELECT folder FROM usage", [], |row| row.get(0))?;
     Ok((connection, folder))
+}
+
+/// Whether SQLite says so, or has found something in a column that nobody has put there.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error as E;
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+        || matches!(
+            error,
+            E::Utf8Error(..)
+                | E::FromSqlConversionFailure(..)
+                | E::IntegralValueOutOfRange(..)
+                | E::InvalidColumnType(..)
+                | E::QueryReturnedNoRows
+        )
 }
 
 /// Looks for damage in what a cache cannot do without: the tables as they must be, and what is in

@@ -33,6 +33,12 @@ pub(super) fn classify(error: RedisError, doing: &'static str) -> (StoreError, V
             | ServerErrorKind::Moved
             | ServerErrorKind::Ask => (Kind::Unavailable, Verdict::Keep),
             ServerErrorKind::NoPerm => (Kind::Denied, Verdict::Keep),
+            // It says so in place of the first answer, and hangs up.
+            ServerErrorKind::ResponseError
+                if error.detail().is_some_and(|text| text.starts_with("max number of clients")) =>
+            {
+                (Kind::Unavailable, Verdict::Replace)
+            }
             _ => by_code(error.code()),
         },
         _ => by_code(error.code()),
