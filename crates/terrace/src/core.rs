@@ -254,11 +254,11 @@ impl Core {
     fn standing_by_names(&self, space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> Standing {
         let details = meta.details();
         if !details.is_hashed {
-            let seen = Stamp { number: details.stood_at(), ..meta.stamp };
-            let is_known = if details.tags.is_empty() {
-                self.mirror.is_undisturbed_but_by_tags(meta.stamp)
-            } else {
-                self.mirror.is_undisturbed(seen)
+            let number = details.stood_at().max(meta.stamp.number);
+            let seen = Stamp { number, ..meta.stamp };
+            let is_known = match details.slots() {
+                Some(slots) => self.mirror.is_undisturbed_but_by_other_tags(seen, slots),
+                None => self.mirror.is_undisturbed(seen),
             };
             if is_known {
                 return Standing::Good;

@@ -12,7 +12,7 @@ use crate::clock::{Tick, WallTime};
 use crate::freshness::{Life, Written};
 use crate::implied::is_implied;
 use crate::key::tag_of_name;
-use crate::ledger::Stamp;
+use crate::ledger::{Stamp, slot_of_tag};
 use crate::loaded::SourceAge;
 
 /// A value that the cache answered with.
@@ -171,6 +171,9 @@ pub(crate) struct Meta {
     load_micros: u32,
 }
 
+/// Tags of an entry whose slots are kept with it.
+const FEW_TAGS: usize = 4;
+
 /// What few entries have.
 #[derive(Debug, Default)]
 pub(crate) struct Details {
@@ -181,6 +184,8 @@ pub(crate) struct Details {
     pub(crate) is_hashed: bool,
     /// It was built from more than it can carry the names of.
     pub(crate) is_untraced: bool,
+    /// Those of its tags in the mirror, if they are few.
+    slots: [u16; FEW_TAGS],
     /// The last line up to which none was found to name the entry: those before need not be
     /// compared with its tags again. Of the stamp's incarnation.
     stood_at: AtomicU64,
@@ -247,7 +252,16 @@ impl Details {
         is_hashed: bool,
     ) -> Self {
         let (is_untraced, stood_at) = (false, AtomicU64::new(0));
-        Self { tags, version, last_modified, is_hashed, is_untraced, stood_at }
+        let mut slots = [0; FEW_TAGS];
+        for (slot, tag) in slots.iter_mut().zip(&*tags) {
+            *slot = slot_of_tag(tag);
+        }
+        Self { tags, version, last_modified, is_hashed, is_untraced, slots, stood_at }
+    }
+
+    /// The slots of its tags, unless there are too many.
+    pub(crate) fn slots(&self) -> Option<&[u16]> {
+        self.slots.get(..self.tags.len())
     }
 
     pub(crate) fn stood_at(&self) -> u64 {
@@ -255,7 +269,8 @@ impl Details {
     }
 
     fn is_empty(&self) -> bool {
-        let Self { tags, version, last_modified, is_hashed, is_untraced, stood_at: _ } = self;
+        let Self { tags, version, last_modified, is_hashed, is_untraced, slots: _, stood_at: _ } =
+            self;
         let is_plain = !is_hashed && !is_untraced;
         tags.is_empty() && version.is_none() && last_modified.is_none() && is_plain
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
+use crate::implied;
 use crate::protocol::{Limits, Marks, Snapshot, Standing};
 
 /// A position in the ledger, and what an entry remembers of it.
@@ -76,6 +77,47 @@ pub(crate) struct Mirror {
     broad: AtomicU64,
     untagged: AtomicU64,
     prefixed: AtomicU64,
+    tags: TagSlots,
+}
+
+/// The last line about any tag of a slot: most entries are seen to stand by those of their tags,
+/// without a look at what the tags are called.
+#[derive(Debug)]
+struct TagSlots {
+    lines: Box<[AtomicU64]>,
+}
+
+/// Slots, which many tags may share.
+const TAG_SLOTS: u16 = 4096;
+
+/// The slot of a tag, as the ledger names it.
+pub(crate) fn slot_of_tag(tag: &str) -> u16 {
+    let hash = xxhash_rust::xxh3::xxh3_64(tag.as_bytes());
+    u16::try_from(hash % u64::from(TAG_SLOTS)).unwrap_or(0)
+}
+
+impl TagSlots {
+    fn new() -> Self {
+        Self { lines: (0..TAG_SLOTS).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Any tag may have been named by lines up to this one.
+    fn fill(&self, number: u64) {
+        self.lines.iter().for_each(|line| line.store(number, Ordering::SeqCst));
+    }
+
+    fn note(&self, line: &Line) {
+        let Name::Tag(tag) = &line.name else { return };
+        let stale = implied::of_stale(tag);
+        let slot = slot_of_tag(stale.as_deref().unwrap_or(tag));
+        if let Some(last) = self.lines.get(usize::from(slot)) {
+            last.store(line.number, Ordering::SeqCst);
+        }
+    }
+
+    fn last(&self, slot: u16) -> u64 {
+        self.lines.get(usize::from(slot)).map_or(u64::MAX, |last| last.load(Ordering::SeqCst))
+    }
 }
 
 impl Mirror {
@@ -86,7 +128,9 @@ impl Mirror {
             broad: AtomicU64::new(0),
             untagged: AtomicU64::new(0),
             prefixed: AtomicU64::new(0),
+            tags: TagSlots::new(),
         };
+        mirror.tags.fill(snapshot.last);
         mirror.publish(&mirror.marks.read());
         mirror
     }
@@ -95,6 +139,7 @@ impl Mirror {
     pub(crate) fn rejoin(&self, snapshot: &Snapshot) {
         let mut marks = self.marks.write();
         *marks = Marks::joining(snapshot, Limits::default());
+        self.tags.fill(snapshot.last);
         self.publish(&marks);
     }
 
@@ -113,6 +158,13 @@ impl Mirror {
     #[inline]
     pub(crate) fn is_undisturbed_but_by_tags(&self, stamp: Stamp) -> bool {
         !self.is_foreign(stamp) && stamp.number >= self.untagged.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing was invalidated since `stamp` but keys, and tags of other slots.
+    #[inline]
+    pub(crate) fn is_undisturbed_but_by_other_tags(&self, stamp: Stamp, slots: &[u16]) -> bool {
+        self.is_undisturbed_but_by_tags(stamp)
+            && slots.iter().all(|&slot| self.tags.last(slot) <= stamp.number)
     }
 
     /// Whether an entry in memory still stands whose key lines can find, and up to which line
@@ -190,6 +242,7 @@ impl Mirror {
         }
         for line in fresh {
             marks.apply(line);
+            self.tags.note(line);
         }
         self.publish(&marks);
         true
@@ -201,5 +254,43 @@ impl Mirror {
         self.untagged.store(marks.untagged(), Ordering::SeqCst);
         self.broad.store(marks.broad(), Ordering::SeqCst);
         self.incarnation.store(position.incarnation, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(last: u64) -> Snapshot {
+        Snapshot { incarnation: 7, last, floor: 0, names: Vec::new() }
+    }
+
+    fn at(number: u64) -> Stamp {
+        Stamp { incarnation: 7, number }
+    }
+
+    #[test]
+    fn lines_about_tags_disturb_those_of_their_slots_alone() {
+        let mirror = Mirror::joining(&snapshot(10));
+        let slots = |tag: &str| [slot_of_tag(tag)];
+        let stands = |number, tag| mirror.is_undisturbed_but_by_other_tags(at(number), &slots(tag));
+        // What was before it joined, it does not know.
+        assert!(stands(10, ":own") && !stands(9, ":own"));
+        let other = (0..).map(|n| format!(":{n}")).find(|tag| slots(tag) != slots(":own")).unwrap();
+        let lines = [Name::Tag(other.as_str().into()), Name::Tag(implied::stale(&other))];
+        for (number, name) in (11..).zip(lines) {
+            assert!(mirror.apply(7, &[Line { number, name }]));
+            assert!(stands(10, ":own") && !stands(number - 1, &other) && stands(number, &other));
+        }
+        for (number, name) in
+            [(13, Name::Tag(":own".into())), (14, Name::Tag(implied::stale(":own")))]
+        {
+            assert!(mirror.apply(7, &[Line { number, name }]));
+            assert!(!stands(number - 1, ":own") && stands(number, ":own"));
+        }
+        assert!(mirror.apply(7, &[Line { number: 15, name: Name::Space(":space".into()) }]));
+        assert!(!stands(14, &other) && stands(15, &other));
+        mirror.rejoin(&snapshot(20));
+        assert!(!stands(15, &other) && stands(20, &other) && stands(20, ":own"));
     }
 }
