@@ -341,7 +341,7 @@ mod tests {
             inputs += 1;
         }
         println!("{name}: {inputs} inputs");
-        assert!(inputs > 1_000, "hardly anything was tried: {inputs} inputs");
+        assert!(inputs > 100, "hardly anything was tried: {inputs} inputs");
     }
 
     macro_rules! surfaces {
