@@ -139,8 +139,8 @@ impl Mirror {
     pub(crate) fn rejoin(&self, snapshot: &Snapshot) {
         let mut marks = self.marks.write();
         *marks = Marks::joining(snapshot, Limits::default());
-        self.tags.fill(snapshot.last);
         self.publish(&marks);
+        self.tags.fill(snapshot.last);
     }
 
     /// The stamp of a load that begins now.
@@ -151,20 +151,15 @@ impl Mirror {
     /// Whether nothing broader than a key was invalidated since `stamp`.
     #[inline]
     pub(crate) fn is_undisturbed(&self, stamp: Stamp) -> bool {
-        !self.is_foreign(stamp) && stamp.number >= self.broad.load(Ordering::SeqCst)
-    }
-
-    /// Whether nothing was invalidated since `stamp` but keys and tags.
-    #[inline]
-    pub(crate) fn is_undisturbed_but_by_tags(&self, stamp: Stamp) -> bool {
-        !self.is_foreign(stamp) && stamp.number >= self.untagged.load(Ordering::SeqCst)
+        stamp.number >= self.broad.load(Ordering::SeqCst) && !self.is_foreign(stamp)
     }
 
     /// Whether nothing was invalidated since `stamp` but keys, and tags of other slots.
     #[inline]
     pub(crate) fn is_undisturbed_but_by_other_tags(&self, stamp: Stamp, slots: &[u16]) -> bool {
-        self.is_undisturbed_but_by_tags(stamp)
+        stamp.number >= self.untagged.load(Ordering::SeqCst)
             && slots.iter().all(|&slot| self.tags.last(slot) <= stamp.number)
+            && !self.is_foreign(stamp)
     }
 
     /// Whether an entry in memory still stands whose key lines can find, and up to which line
@@ -248,12 +243,14 @@ impl Mirror {
         true
     }
 
+    /// The incarnation first, and whoever compares numbers asks for it last: nobody takes numbers of
+    /// a ledger that was joined meanwhile for those of the one before.
     fn publish(&self, marks: &Marks) {
         let position = marks.position();
+        self.incarnation.store(position.incarnation, Ordering::SeqCst);
         self.prefixed.store(marks.prefixed(), Ordering::SeqCst);
         self.untagged.store(marks.untagged(), Ordering::SeqCst);
         self.broad.store(marks.broad(), Ordering::SeqCst);
-        self.incarnation.store(position.incarnation, Ordering::SeqCst);
     }
 }
 
@@ -292,5 +289,22 @@ mod tests {
         assert!(!stands(14, &other) && stands(15, &other));
         mirror.rejoin(&snapshot(20));
         assert!(!stands(15, &other) && stands(20, &other) && stands(20, ":own"));
+    }
+
+    /// Numbers of the ledger that is joined say nothing of an entry that the one before has killed.
+    #[test]
+    fn what_was_dead_stays_dead_while_another_ledger_is_joined() {
+        let slots = [slot_of_tag(":own")];
+        for _ in 0..2_000 {
+            let mirror = Mirror::joining(&snapshot(100));
+            assert!(mirror.apply(7, &[Line { number: 101, name: Name::Tag(":own".into()) }]));
+            std::thread::scope(|scope| {
+                scope.spawn(|| mirror.rejoin(&Snapshot { incarnation: 8, ..snapshot(3) }));
+                while !mirror.is_foreign(at(100)) {
+                    assert!(!mirror.is_undisturbed(at(100)));
+                    assert!(!mirror.is_undisturbed_but_by_other_tags(at(100), &slots));
+                }
+            });
+        }
     }
 }
