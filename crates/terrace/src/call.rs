@@ -142,7 +142,7 @@ async fn get<V: Send + Sync + 'static>(
         return Err(error);
     }
     if space.confirms {
-        space.core.confirm().await?;
+        Box::pin(space.core.confirm()).await?;
     }
     let reading = options.reading;
     let mut stale = None;
@@ -164,9 +164,12 @@ async fn get<V: Send + Sync + 'static>(
         }
         Err(crash) => return Err(read::failed(crash)),
     }
-    let below = read::one_from_tiers(&space, codec, &wanted, ticket, &reading);
+    // Pinned here, so that it has its place in this future once, whoever waits for it.
+    let mut below = pin!(read::one_from_tiers(&space, codec, &wanted, ticket, &reading));
     let found = match options.patience {
-        Some(time) => unless(|| space.core.runtime.sleep(time), below).await.unwrap_or(Ok(None)),
+        Some(time) => {
+            unless(|| space.core.runtime.sleep(time), below.as_mut()).await.unwrap_or(Ok(None))
+        }
         None => below.await,
     };
     let found = found.map_err(read::failed)?;

@@ -304,6 +304,9 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], FrameError> 
 }
 
 fn get_texts(rest: &mut &[u8], count: usize) -> Result<Arc<[Arc<str>]>, FrameError> {
+    if count == 0 {
+        return Ok(Arc::default());
+    }
     // Each text takes four bytes at least: a count that promises more is a lie.
     if count > rest.len() / 4 {
         return Err(FrameError::Damaged);

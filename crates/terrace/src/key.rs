@@ -484,8 +484,10 @@ pub(crate) fn escaped_part(part: &str) -> String {
 }
 
 fn escape(text: &mut String, bytes: &[u8], keep: impl Fn(u8) -> bool) {
-    // Most keys are as plain as they are.
-    if let Some(plain) = std::str::from_utf8(bytes).ok().filter(|text| text.bytes().all(&keep)) {
+    // Most keys are as plain as they are, and what is plain is text.
+    if bytes.iter().all(|&byte| keep(byte))
+        && let Ok(plain) = std::str::from_utf8(bytes)
+    {
         return text.push_str(plain);
     }
     for &byte in bytes {
@@ -499,8 +501,17 @@ fn escape(text: &mut String, bytes: &[u8], keep: impl Fn(u8) -> bool) {
 
 /// Bytes that mean nothing to any store, terminal, pattern or this format.
 fn plain(byte: u8) -> bool {
-    matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9')
-        || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'/' | b'@' | b'+' | b'=' | b',')
+    // Every key that leaves memory is looked at byte by byte.
+    const PLAIN: [bool; 256] = {
+        let (mut plain, mut byte) = ([false; 256], 0);
+        while byte < plain.len() {
+            plain[byte] = matches!(byte as u8, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.')
+                || matches!(byte as u8, b'~' | b'/' | b'@' | b'+' | b'=' | b',');
+            byte += 1;
+        }
+        plain
+    };
+    PLAIN.get(usize::from(byte)).copied().unwrap_or(false)
 }
 
 fn percent(byte: u8) -> [u8; 3] {

@@ -19,8 +19,11 @@
 //!    incarnation of the ledger) counts as named.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use crate::clock::WallTime;
 use crate::implied;
@@ -43,16 +46,30 @@ pub struct Marks {
     broad: u64,
     untagged: u64,
     prefixed: u64,
-    keys: BTreeMap<Arc<str>, u64>,
+    keys: KeyNumbers,
     key_lines: VecDeque<(u64, Arc<str>)>,
-    tags: BTreeMap<Arc<str>, u64>,
+    tags: NameNumbers,
     /// Tags whose entries are out of date.
-    stale: BTreeMap<Arc<str>, u64>,
+    stale: NameNumbers,
     /// Spaces whose loads that were under way store nothing.
-    fences: BTreeMap<Arc<str>, u64>,
-    spaces: BTreeMap<Arc<str>, u64>,
-    prefixes: BTreeMap<Arc<str>, u64>,
+    fences: NameNumbers,
+    spaces: NameNumbers,
+    prefixes: NameNumbers,
     limits: Limits,
+}
+
+/// The last line about each broader name. There may be many: each takes its text and little more.
+type NameNumbers = BTreeMap<Box<str>, u64>;
+
+/// The last line about each key. Every read below memory looks one of tens of thousands up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct KeyNumbers(HashMap<Arc<str>, u64>);
+
+/// What is equal hashes alike, in whichever order it lies: models compare what they know.
+impl Hash for KeyNumbers {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.iter().collect::<BTreeMap<_, _>>().hash(state);
+    }
 }
 
 /// How much a process keeps of the ledger.
@@ -107,13 +124,13 @@ impl Marks {
             broad: 0,
             untagged: 0,
             prefixed: 0,
-            keys: BTreeMap::new(),
+            keys: KeyNumbers::default(),
             key_lines: VecDeque::new(),
-            tags: BTreeMap::new(),
-            stale: BTreeMap::new(),
-            fences: BTreeMap::new(),
-            spaces: BTreeMap::new(),
-            prefixes: BTreeMap::new(),
+            tags: NameNumbers::new(),
+            stale: NameNumbers::new(),
+            fences: NameNumbers::new(),
+            spaces: NameNumbers::new(),
+            prefixes: NameNumbers::new(),
             limits,
         }
     }
@@ -165,25 +182,25 @@ impl Marks {
         self.applied = self.applied.max(number);
         match &line.name {
             Name::Key(key) | Name::Set(key) => {
-                self.keys.insert(Arc::clone(key), number);
+                self.keys.0.insert(Arc::clone(key), number);
                 self.key_lines.push_back((number, Arc::clone(key)));
                 self.forget_keys();
                 return;
             }
             Name::Tag(tag) => {
                 if let Some(tag) = implied::of_stale(tag) {
-                    self.stale.insert(tag, number);
+                    self.stale.insert((*tag).into(), number);
                 } else if let Some(space) = implied::of_fence(tag) {
-                    self.fences.insert(space, number);
+                    self.fences.insert((*space).into(), number);
                 } else if implied::of_sweep(tag).is_none() {
-                    self.tags.insert(Arc::clone(tag), number);
+                    self.tags.insert((**tag).into(), number);
                 }
             }
             Name::Space(space) => {
-                self.spaces.insert(Arc::clone(space), number);
+                self.spaces.insert((**space).into(), number);
             }
             Name::Prefix(prefix) => {
-                self.prefixes.insert(Arc::clone(prefix), number);
+                self.prefixes.insert((**prefix).into(), number);
                 self.prefixed = self.prefixed.max(number);
             }
             Name::Everything => self.everything = number,
@@ -208,7 +225,7 @@ impl Marks {
         if stamp.incarnation != self.incarnation {
             return Standing::Unknown;
         }
-        let last = self.last_broad(names).max(self.keys.get(names.key).copied().unwrap_or(0));
+        let last = self.last_broad(names).max(self.keys.0.get(names.key).copied().unwrap_or(0));
         if last > stamp.number {
             Standing::Named
         } else if stamp.number < self.floor {
@@ -247,12 +264,12 @@ impl Marks {
 
     fn last_broad(&self, names: &Names<'_>) -> u64 {
         let space = self.spaces.get(names.space).copied().unwrap_or(0);
-        let tags = names.tags.iter().filter_map(|tag| self.tags.get(tag).copied());
+        let tags = names.tags.iter().filter_map(|tag| self.tags.get(&**tag).copied());
         tags.fold(self.everything.max(space), u64::max).max(self.last_prefix(names.key))
     }
 
     fn last_stale(&self, names: &Names<'_>) -> u64 {
-        let tags = names.tags.iter().filter_map(|tag| self.stale.get(tag).copied());
+        let tags = names.tags.iter().filter_map(|tag| self.stale.get(&**tag).copied());
         tags.fold(0, u64::max)
     }
 
@@ -282,8 +299,8 @@ impl Marks {
             let Some((number, key)) = self.key_lines.pop_front() else { return };
             self.key_floor = self.key_floor.max(number);
             self.forgotten = number;
-            if self.keys.get(&key) == Some(&number) {
-                self.keys.remove(&key);
+            if self.keys.0.get(&key) == Some(&number) {
+                self.keys.0.remove(&key);
             }
         }
     }
@@ -301,7 +318,7 @@ fn previous(text: &str, end: usize) -> usize {
 }
 
 /// Keeps the `keep` names with the highest numbers; returns the highest of the others.
-fn forget_oldest(names: &mut BTreeMap<Arc<str>, u64>, keep: usize) -> u64 {
+fn forget_oldest(names: &mut NameNumbers, keep: usize) -> u64 {
     let mut numbers: Vec<u64> = names.values().copied().collect();
     let Some(last) = names.len().checked_sub(keep + 1) else { return 0 };
     let (_, &mut cutoff, _) = numbers.select_nth_unstable(last);
@@ -437,7 +454,7 @@ impl Record {
         ]
         .into_iter()
         .flat_map(|(numbers, kind)| {
-            numbers.iter().map(move |(name, &number)| Line { number, name: kind(Arc::clone(name)) })
+            numbers.iter().map(move |(name, &number)| Line { number, name: kind((**name).into()) })
         })
         .collect();
         if marks.everything > 0 {

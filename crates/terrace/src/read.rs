@@ -4,6 +4,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use smallvec::SmallVec;
+
 use crate::clock::{Moment, Tick};
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
@@ -18,7 +21,7 @@ use crate::options::Reading;
 use crate::protocol::Standing;
 use crate::retry::Failed;
 use crate::space::{Mode, SpaceCore};
-use crate::stats::bump;
+use crate::stats::{TrafficCounters, bump};
 use crate::store::StoreError;
 use crate::tier::OpenTier;
 use crate::tracking;
@@ -221,6 +224,9 @@ pub(crate) async fn one_from_tiers<V: Send + Sync + 'static>(
     Ok(from_tiers(space, codec, wanted, ticket, reading).await?.pop().flatten())
 }
 
+/// One for each key of a call, which mostly has one.
+pub(crate) type Each<T> = SmallVec<[T; 1]>;
+
 /// What the tiers below memory have: each is asked once, for all keys that are
 /// still missing. What is found fresh is copied to memory and to the tiers above.
 ///
@@ -231,28 +237,35 @@ pub(crate) async fn from_tiers<V: Send + Sync + 'static>(
     wanted: &[Wanted],
     ticket: Ticket,
     reading: &Reading,
-) -> Result<Vec<Option<(Found<V>, Source)>>, Crash> {
-    let mut answers: Vec<Option<(Found<V>, Source)>> = wanted.iter().map(|_| None).collect();
+) -> Result<Each<Option<(Found<V>, Source)>>, Crash> {
+    let mut answers: Each<Option<(Found<V>, Source)>> = wanted.iter().map(|_| None).collect();
     let Some(codec) = codec.filter(|_| space.mode() != Mode::Off) else { return Ok(answers) };
     let core = &space.core;
-    let until = core.clock.elapsed().saturating_add(space.policy.tiers_deadline);
+    let mut began = core.clock.elapsed();
+    let until = began.saturating_add(space.policy.tiers_deadline);
     for (depth, tier) in core.tiers.iter().enumerate() {
         if reading.unread.has(depth + 1) || space.policy.unused.has(depth + 1) {
             continue;
         }
-        let missing: Vec<_> = answers
+        let missing: Each<_> = answers
             .iter_mut()
             .zip(wanted)
             .filter(|(answer, _)| {
                 !answer.as_ref().is_some_and(|(found, _)| found.freshness.is_fresh())
             })
             .collect();
-        let left = until.saturating_sub(core.clock.elapsed());
+        let left = until.saturating_sub(began);
         if missing.is_empty() || left.is_zero() {
             break;
         }
-        let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted).copied().collect();
-        let found = match from_tier(space, codec, tier, depth, &keys, left).await {
+        let keys: Each<_> = missing.iter().map(|(_, wanted)| wanted).copied().collect();
+        let found = from_tier(space, codec, tier, depth, &keys, left).await;
+        let ended = core.clock.elapsed();
+        if let Some(counters) = space.counters.below_memory().get(depth) {
+            counters.read_time.add(ended.saturating_sub(began));
+        }
+        began = ended;
+        let found = match found {
             Ok(found) => found,
             Err(_) if space.policy.is_graceful => continue,
             Err(error) => return Err(Crash::Tier(Arc::clone(&tier.name), Arc::new(error))),
@@ -260,7 +273,9 @@ pub(crate) async fn from_tiers<V: Send + Sync + 'static>(
         for ((answer, wanted), found) in missing.into_iter().zip(found) {
             let Some(found) = found else { continue };
             if found.freshness.is_fresh() {
-                copy_up(space, codec, wanted, &found.entry, depth, ticket, reading).await;
+                if !reading.stays_below {
+                    copy_up(space, codec, wanted, &found.entry, depth, ticket, reading).await;
+                }
             } else if answer.is_some() {
                 // The nearest stale answer is as good as one from farther away.
                 continue;
@@ -279,33 +294,26 @@ async fn from_tier<V: Send + Sync + 'static>(
     depth: usize,
     wanted: &[&Wanted],
     left: Duration,
-) -> Result<Vec<Option<Found<V>>>, StoreError> {
-    let Some(counters) = space.counters.tiers.get(depth + 1) else { return Ok(Vec::new()) };
-    let core = &space.core;
-    let keys: Vec<_> = wanted.iter().map(|wanted| wanted.stored(space).clone()).collect();
-    let bytes: Vec<_> = wanted.iter().map(|wanted| &*wanted.bytes).collect();
-    let started = core.clock.elapsed();
-    let frames = match tier.read(counters, &keys, &bytes, Some(left)).await {
+) -> Result<Each<Option<Found<V>>>, StoreError> {
+    let Some(counters) = space.counters.below_memory().get(depth) else { return Ok(Each::new()) };
+    let keys: Each<_> = wanted.iter().map(|wanted| wanted.stored(space).clone()).collect();
+    let frames = match tier.read(counters, &keys, Some(left)).await {
         Ok(frames) => frames,
         Err(error) => {
-            counters.read_time.add(core.clock.elapsed().saturating_sub(started));
             keys.iter().for_each(|_| counters.misses.bump());
             return Err(error);
         }
     };
-    let now = core.moment();
-    let found: Vec<_> = frames
-        .into_iter()
-        .zip(wanted)
-        .map(|(frame, wanted)| {
-            let found = open(space, codec, wanted, tier, frame?, now);
-            if found.is_none() {
-                tracing::trace!(tier = %tier.name, "what was found may not be served");
-            }
-            found?.map_err(|_| bump(&counters.unreadable)).ok()
-        })
-        .collect();
-    counters.read_time.add(core.clock.elapsed().saturating_sub(started));
+    let now = space.core.moment();
+    let found = frames.into_iter().zip(&keys).zip(wanted).map(|((bytes, key), wanted)| {
+        let frame = tier.check(counters, key, &bytes?, &wanted.bytes)?;
+        let found = open(space, codec, wanted, tier, frame, now);
+        if found.is_none() {
+            tracing::trace!(tier = %tier.name, "what was found may not be served");
+        }
+        found?.map_err(|_| bump(&counters.unreadable)).ok()
+    });
+    let found: Each<Option<Found<V>>> = found.collect();
     for found in &found {
         let is_fresh = found.as_ref().is_some_and(|found| found.freshness.is_fresh());
         if is_fresh { counters.hits.bump() } else { counters.misses.bump() }
@@ -386,15 +394,17 @@ pub(crate) fn stands(space: &SpaceCore, name: &str, stamp: Stamp, tags: &[Arc<st
     !core.pending.speaks_of(&names) && core.mirror.standing_in_full(stamp, &names).stands()
 }
 
-/// Whether a frame may be served.
-pub(crate) fn is_fresh_frame(
+/// The frame in what a tier has, if it may be served and is fresh.
+pub(crate) fn fresh_frame(
     space: &SpaceCore,
     wanted: &Wanted,
     tier: &OpenTier,
-    frame: &Frame,
+    counters: &TrafficCounters,
+    bytes: &Bytes,
     now: Moment,
-) -> bool {
-    judge_frame(space, wanted, tier, frame, now).is_fresh()
+) -> Option<Frame> {
+    let frame = tier.check(counters, wanted.stored(space), bytes, &wanted.bytes)?;
+    judge_frame(space, wanted, tier, &frame, now).is_fresh().then_some(frame)
 }
 
 fn judge_frame(
@@ -435,9 +445,6 @@ async fn copy_up<V: Send + Sync + 'static>(
     ticket: Ticket,
     reading: &Reading,
 ) {
-    if reading.stays_below {
-        return;
-    }
     if !reading.unwritten.has_memory() {
         let key = KeyRef { space: space.number, bytes: &wanted.bytes };
         write::to_memory(space, key, entry, ticket);
@@ -448,11 +455,23 @@ async fn copy_up<V: Send + Sync + 'static>(
     for (index, upper) in above.iter().enumerate() {
         // What came from a narrower tier may be unknown to those who share a wider one.
         if upper.scope <= tier.scope && !reading.unwritten.has(index + 1) {
-            write::to_tier(space, codec, wanted, entry, None, index).await;
-            write::undo_if_dead(space, wanted, entry.meta.stamp, &entry.meta.details().tags, index)
-                .await;
+            // Boxed, so that a read does not carry what a write needs.
+            Box::pin(copy_to(space, codec, wanted, entry, index)).await;
         }
     }
+}
+
+/// Copies an entry to one tier; takes it back if it died meanwhile.
+pub(crate) async fn copy_to<V: Send + Sync + 'static>(
+    space: &Arc<SpaceCore>,
+    codec: ValueCodec<V>,
+    wanted: &Wanted,
+    entry: &Arc<Entry<V>>,
+    index: usize,
+) {
+    let meta = &entry.meta;
+    write::to_tier(space, codec, wanted, entry, None, index).await;
+    write::undo_if_dead(space, wanted, meta.stamp, &meta.details().tags, index).await;
 }
 
 /// Whether something fresh is under each key, or written behind. Decodes and copies nothing.
@@ -501,13 +520,12 @@ pub(crate) async fn exist<'a, K: Key + ?Sized + 'a>(
             break;
         }
         let keys: Vec<_> = missing.iter().map(|(_, wanted)| wanted.stored(space).clone()).collect();
-        let bytes: Vec<_> = missing.iter().map(|(_, wanted)| &*wanted.bytes).collect();
-        let frames = tier.read(counters, &keys, &bytes, None).await;
+        let frames = tier.read(counters, &keys, None).await;
         let now = core.moment();
-        for ((found, wanted), frame) in missing.into_iter().zip(frames.unwrap_or_default()) {
-            let is_there =
-                frame.is_some_and(|frame| is_fresh_frame(space, wanted, tier, &frame, now));
-            *found = is_there.then_some(true);
+        for ((found, wanted), bytes) in missing.into_iter().zip(frames.unwrap_or_default()) {
+            let frame =
+                bytes.and_then(|bytes| fresh_frame(space, wanted, tier, counters, &bytes, now));
+            *found = frame.map(|_| true);
         }
     }
     Ok(found.into_iter().map(Option::unwrap_or_default).collect())

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::core::{Core, drop_all};
 use crate::error::Error;
 use crate::freshness::{Life, Written};
@@ -102,11 +104,11 @@ pub(crate) async fn expire<K: Key + ?Sized>(
     // From below: a read that copies upwards meanwhile finds the new lifetime.
     for (tier, counters) in core.tiers.iter().zip(space.counters.below_memory()).rev() {
         let keys = std::slice::from_ref(wanted.stored(space));
-        let frames = tier.read(counters, keys, &[&wanted.bytes], None).await;
-        let frame = frames.ok().and_then(|mut frames| frames.pop().flatten());
+        let frames = tier.read(counters, keys, None).await;
+        let bytes = frames.ok().and_then(|mut frames| frames.pop().flatten());
         let now = core.moment();
-        let is_fresh = |frame: &_| read::is_fresh_frame(space, &wanted, tier, frame, now);
-        let Some(frame) = frame.filter(is_fresh) else { continue };
+        let fresh = |bytes: Bytes| read::fresh_frame(space, &wanted, tier, counters, &bytes, now);
+        let Some(frame) = bytes.and_then(fresh) else { continue };
         found = true;
         let mut header = frame.header.clone();
         let written =

@@ -226,31 +226,24 @@ pub(crate) struct OpenTier {
 }
 
 impl OpenTier {
-    /// The frames under `keys` that can be read and are what was asked for.
+    /// What lies under `keys`, for [`check`](Self::check) to look at.
     ///
-    /// `wanted` are the callers' own keys, which each frame repeats. The tier is given `left`
-    /// and no more than its own deadline. A failure is counted and returned.
+    /// The tier is given `left` and no more than its own deadline. A failure is counted and
+    /// returned.
     pub(crate) async fn read(
         &self,
         counters: &TrafficCounters,
         keys: &[StoredKey],
-        wanted: &[&[u8]],
         left: Option<Duration>,
-    ) -> Result<Vec<Option<Frame>>, StoreError> {
+    ) -> Result<Vec<Option<Bytes>>, StoreError> {
         let exchange = || self.store.get(keys);
-        let frames = self
-            .guard
-            .read("read from a tier", left, exchange)
-            .await
-            .inspect_err(|error| self.count_error(counters, error))?;
-        let frames = frames.into_iter().zip(wanted);
-        let frames = frames.zip(keys);
-        Ok(frames
-            .map(|((frame, wanted), key)| self.check(counters, key, &frame?, wanted))
-            .collect())
+        let read = self.guard.read("read from a tier", left, exchange).await;
+        read.inspect_err(|error| self.count_error(counters, error))
     }
 
-    fn check(
+    /// The frame in what lies under `key`, if it can be read and is what was asked for: `wanted`
+    /// is the caller's own key, which each frame repeats.
+    pub(crate) fn check(
         &self,
         counters: &TrafficCounters,
         key: &StoredKey,

@@ -29,7 +29,6 @@ use crate::runtime::{BoxFuture, off_thread};
 use crate::space::{Identity, Mode, SpaceCore};
 use crate::store::Scope;
 use crate::tenant::TenantName;
-use crate::write;
 
 /// Where a cache that closes notes what was hot, and how the next one is warmed with it. See
 /// [`Builder::warm_start`](crate::Builder::warm_start).
@@ -326,20 +325,15 @@ impl<V: Send + Sync + 'static> Opening for Typed<V> {
                 }
                 let stored: Vec<_> =
                     entries.iter().map(|(wanted, _)| wanted.stored(&space).clone()).collect();
-                let bytes: Vec<_> = entries.iter().map(|(wanted, _)| &*wanted.bytes).collect();
-                let Ok(frames) = tier.read(counters, &stored, &bytes, None).await else { continue };
+                let Ok(frames) = tier.read(counters, &stored, None).await else { continue };
                 let now = core.moment();
-                for ((wanted, entry), frame) in entries.iter().zip(frames) {
-                    let is_there = frame.is_some_and(|frame| {
-                        read::is_fresh_frame(&space, wanted, tier, &frame, now)
+                for ((wanted, entry), bytes) in entries.iter().zip(frames) {
+                    let frame = bytes.and_then(|bytes| {
+                        read::fresh_frame(&space, wanted, tier, counters, &bytes, now)
                     });
-                    if is_there {
-                        continue;
+                    if frame.is_none() {
+                        read::copy_to(&space, self.values, wanted, entry, index).await;
                     }
-                    let meta = &entry.meta;
-                    write::to_tier(&space, self.values, wanted, entry, None, index).await;
-                    let tags = &meta.details().tags;
-                    write::undo_if_dead(&space, wanted, meta.stamp, tags, index).await;
                 }
             }
         })
