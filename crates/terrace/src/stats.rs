@@ -336,6 +336,11 @@ impl SpaceCounters {
             load_time: TimeCounters::default(),
         }
     }
+
+    /// The counters of the tiers below memory.
+    pub(crate) fn below_memory(&self) -> &[TrafficCounters] {
+        self.tiers.get(1..).unwrap_or_default()
+    }
 }
 
 pub(crate) fn bump(counter: &AtomicU64) {
