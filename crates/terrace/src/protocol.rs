@@ -1,7 +1,7 @@
 //! The **protocol**: the rules of the ledger as plain state and transitions.
 //!
 //! No task, no clock, no lock, no I/O. The authority in memory is [`Record`] under
-//! a lock, every process judges with [`Marks`], and `tests/it/model.rs` walks
+//! a lock, every process judges with [`Marks`], and `tests/writes/model.rs` walks
 //! through every order in which two processes can take these steps, crashes
 //! included. What is true of them there is true of the cache.
 //!

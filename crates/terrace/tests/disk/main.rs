@@ -22,7 +22,7 @@ mod flipped;
 #[cfg(target_os = "linux")]
 mod nth;
 mod opening;
-#[path = "../it/support.rs"]
-#[allow(dead_code, reason = "the other binary uses more of it")]
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "other binaries use more of it")]
 mod support;
 mod warm;

@@ -15,8 +15,8 @@ mod forged;
 mod kinds;
 mod redis_forged;
 mod redis_tenants;
-#[path = "../it/support.rs"]
-#[allow(dead_code, reason = "it serves another binary, too")]
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "other binaries use more of it")]
 mod support;
 mod tenants;
 mod two_tenants;

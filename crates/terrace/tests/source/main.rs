@@ -12,7 +12,7 @@
 
 mod acknowledged;
 mod behind;
-#[path = "../it/support.rs"]
-#[allow(dead_code, reason = "it serves another binary, too")]
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "other binaries use more of it")]
 mod support;
 mod through;

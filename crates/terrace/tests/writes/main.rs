@@ -1,4 +1,4 @@
-//! Tests of the whole cache: one file per hazard.
+//! Writes and invalidations: what was written is seen, and what was named is gone. One file per hazard.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -10,43 +10,17 @@
     reason = "a test that cannot go on has to say so and stop"
 )]
 
-mod answers;
-mod backoff;
-mod bomb;
 mod broad;
-mod bulkhead;
-mod cancel;
-mod circle;
-mod clock;
-mod conformance;
-mod copies;
-mod damaged;
 mod depends;
-mod errors;
 mod events;
-mod golden_frame;
-mod guard;
 mod history;
-mod keys;
-mod many_keys;
 mod model;
-mod not_found;
-mod options;
-mod outage;
-mod panic;
-mod probe;
 mod race;
-mod refresh;
-mod restart;
-mod skew;
-mod slow;
-mod stampede;
-mod stop;
 mod strict;
 mod supersede;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "other binaries use more of it")]
 mod support;
 mod sweep;
 mod tickets;
-mod unsafe_code;
 mod verbs;
-mod waves;

@@ -1,4 +1,4 @@
-//! What several files of this binary need: counts, seeds, limits, and caches to test.
+//! What several binaries need: counts, seeds, limits, and caches to test.
 
 use std::future::Future;
 use std::ops::Deref;
