@@ -18,7 +18,8 @@ pub struct Stats {
     pub misses: u64,
     /// Values stored, in place of another one or not.
     pub inserts: u64,
-    /// Values that gave way to another one at the same key.
+    /// Values that gave way to another one at the same key; also those that did so while room was
+    /// made and there was none after all.
     pub replaced: u64,
     /// Values that were not stored because they were too large.
     pub rejected: u64,

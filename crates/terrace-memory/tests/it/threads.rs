@@ -130,8 +130,9 @@ fn statistics_add_up_after_many_threads() {
     assert_eq!((stats.hits, stats.misses), (sum(0), sum(1)));
     assert_eq!((stats.inserts, stats.no_room), (sum(2), sum(4)));
     // One that has made way for the value that replaces it, where all room is needed, has been
-    // replaced as well.
-    assert_eq!(stats.replaced, sum(3));
+    // replaced as well; also if readers who stood still kept the room from being used.
+    let replaced = sum(3)..=sum(3) + sum(4);
+    assert!(replaced.contains(&stats.replaced), "{} and not {replaced:?}", stats.replaced);
     assert_eq!(stats.entries, stats.inserts - stats.replaced - stats.evicted - stats.removed);
     cache.validate();
 }
