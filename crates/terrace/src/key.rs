@@ -501,17 +501,18 @@ fn escape(text: &mut String, bytes: &[u8], keep: impl Fn(u8) -> bool) {
 
 /// Bytes that mean nothing to any store, terminal, pattern or this format.
 fn plain(byte: u8) -> bool {
-    // Every key that leaves memory is looked at byte by byte.
-    const PLAIN: [bool; 256] = {
-        let (mut plain, mut byte) = ([false; 256], 0);
-        while byte < plain.len() {
-            plain[byte] = matches!(byte as u8, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.')
-                || matches!(byte as u8, b'~' | b'/' | b'@' | b'+' | b'=' | b',');
-            byte += 1;
+    // A bit for each character of ASCII: every key that leaves memory is looked at byte by byte.
+    const PLAIN: u128 =
+        bits(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.~/@+=,".as_slice());
+    const fn bits(mut bytes: &[u8]) -> u128 {
+        let mut bits = 0;
+        while let [first, rest @ ..] = bytes {
+            bits |= 1 << *first;
+            bytes = rest;
         }
-        plain
-    };
-    PLAIN.get(usize::from(byte)).copied().unwrap_or(false)
+        bits
+    }
+    byte.is_ascii() && PLAIN >> byte & 1 == 1
 }
 
 fn percent(byte: u8) -> [u8; 3] {
