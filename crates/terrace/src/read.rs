@@ -243,7 +243,9 @@ pub(crate) async fn from_tiers<V: Send + Sync + 'static>(
     let core = &space.core;
     let mut began = core.clock.elapsed();
     let until = began.saturating_add(space.policy.tiers_deadline);
-    for (depth, tier) in core.tiers.iter().enumerate() {
+    for (depth, (tier, counters)) in
+        core.tiers.iter().zip(space.counters.below_memory()).enumerate()
+    {
         if reading.unread.has(depth + 1) || space.policy.unused.has(depth + 1) {
             continue;
         }
@@ -259,11 +261,9 @@ pub(crate) async fn from_tiers<V: Send + Sync + 'static>(
             break;
         }
         let keys: Each<_> = missing.iter().map(|(_, wanted)| wanted).copied().collect();
-        let found = from_tier(space, codec, tier, depth, &keys, left).await;
+        let found = from_tier(space, codec, tier, counters, &keys, left).await;
         let ended = core.clock.elapsed();
-        if let Some(counters) = space.counters.below_memory().get(depth) {
-            counters.read_time.add(ended.saturating_sub(began));
-        }
+        counters.read_time.add(ended.saturating_sub(began));
         began = ended;
         let found = match found {
             Ok(found) => found,
@@ -291,11 +291,10 @@ async fn from_tier<V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
     codec: ValueCodec<V>,
     tier: &OpenTier,
-    depth: usize,
+    counters: &TrafficCounters,
     wanted: &[&Wanted],
     left: Duration,
 ) -> Result<Each<Option<Found<V>>>, StoreError> {
-    let Some(counters) = space.counters.below_memory().get(depth) else { return Ok(Each::new()) };
     let keys: Each<_> = wanted.iter().map(|wanted| wanted.stored(space).clone()).collect();
     let frames = match tier.read(counters, &keys, Some(left)).await {
         Ok(frames) => frames,
