@@ -73,6 +73,8 @@ pub enum Verb {
     Append,
     /// [`Authority::append_if_unnamed`]
     AppendIfUnnamed,
+    /// [`Authority::drop_again`]
+    DropAgain,
     /// [`Authority::follow`]
     Follow,
     /// [`Authority::lease`]
@@ -579,6 +581,10 @@ impl Authority for ChaosAuthority {
 
     fn append<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Appended> {
         self.chaos.relay(Verb::Append, || self.inner.append(names))
+    }
+
+    fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {
+        self.chaos.relay(Verb::DropAgain, || self.inner.drop_again(names))
     }
 
     fn append_if_unnamed<'a>(

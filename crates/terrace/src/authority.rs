@@ -36,8 +36,19 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
 
     /// Appends a line for each name; returns the position of the last one.
     ///
-    /// Voids the leases of the keys that are invalidated.
+    /// Voids the leases of the keys that are invalidated. Where values lie on other servers than
+    /// the ledger, one that does not answer keeps nobody from hearing of the line:
+    /// [`Appended::undropped`] says what it may still hold.
     fn append<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Appended>;
+
+    /// Drops what it holds of keys whose lines were appended before and could not be dropped then.
+    ///
+    /// Returns the places of those that it may still hold. An authority that drops values in the same
+    /// step in which it appends never has any.
+    fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {
+        let _ = names;
+        at_once(Vec::new())
+    }
 
     /// Appends a line only if none since `ticket` names the same things.
     ///
@@ -95,6 +106,10 @@ pub struct Appended {
     /// For each name, whether the authority held a value or counter under it. Of names that are
     /// broader than a key, an authority need not know.
     pub held: Vec<bool>,
+    /// The places, from 0, of names whose values may still lie on a server that did not answer:
+    /// who follows the ledger knows better than to serve them. They are to be
+    /// [dropped again](Authority::drop_again).
+    pub undropped: Vec<usize>,
 }
 
 /// Lines that the ledger of a single process keeps. Only that process follows it,
@@ -135,7 +150,8 @@ impl LocalAuthority {
 impl Local {
     fn append(&mut self, names: &[Name]) -> Appended {
         let held = names.iter().map(|name| self.drop_counters(name)).collect();
-        Appended { position: self.record.append(names.iter().cloned()), held }
+        let position = self.record.append(names.iter().cloned());
+        Appended { position, held, undropped: Vec::new() }
     }
 
     fn drop_counters(&mut self, name: &Name) -> bool {

@@ -370,7 +370,7 @@ fn join_later(
         return Err(BuildError::Ledger { tier: tier.into(), source });
     }
     tracing::warn!(tier, error = %source, "the ledger is away: starting without it");
-    Ok(Snapshot { incarnation: runtime.random(), last: 0, floor: 0, names: Vec::new() })
+    Ok(Snapshot::empty(runtime.random()))
 }
 
 fn check_names(tiers: &[(String, Tier)]) -> Result<(), BuildError> {

@@ -25,7 +25,7 @@ use crate::journal::{Left, OpenJournal};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
-use crate::pending::Pending;
+use crate::pending::{self, Pending};
 use crate::protocol::{Follow, Standing};
 use crate::retry::Retries;
 use crate::runtime::{BoxFuture, Runtime, in_task, unless};
@@ -122,6 +122,8 @@ pub(crate) struct Invalidated {
     pub(crate) position: Option<Stamp>,
     /// For each name, whether the authority held something under it.
     pub(crate) held: Vec<bool>,
+    /// The places of names whose values it may still hold.
+    undropped: Vec<usize>,
 }
 
 /// Invalidations of many callers are one exchange with the ledger.
@@ -142,21 +144,27 @@ impl Together<Vec<Name>> for Core {
     fn exchange(self: Arc<Self>, calls: Vec<Vec<Name>>) -> BoxFuture<'static, Vec<Invalidated>> {
         Box::pin(async move {
             let sizes: Vec<_> = calls.iter().map(Vec::len).collect();
-            let Invalidated { settled, position, held } = self.append(calls.concat()).await;
+            let invalidated = self.append(calls.concat()).await;
+            let Invalidated { settled, position, held, undropped } = invalidated;
             if position.is_none() {
                 // Whoever waits has waited for as long as the ledger is given already.
                 for (names, answer) in self.appends.take_all() {
                     let _ = answer.send(self.not_invalidated(names));
                 }
             }
-            let (mut held, mut left) = (held.into_iter(), sizes.iter().sum::<usize>() as u64);
+            let (mut held, all) = (held.into_iter(), sizes.iter().sum::<usize>());
+            let mut first = 0;
             let answer = |size: usize| {
-                left -= size as u64;
+                let own = first..first + size;
+                first = own.end;
+                let later = (all - own.end) as u64;
+                let places = undropped.iter().filter(|at| own.contains(at));
                 Invalidated {
                     settled: settled.clone(),
                     // Later lines of the exchange are other callers'.
-                    position: position.map(|last| Stamp { number: last.number - left, ..last }),
+                    position: position.map(|last| Stamp { number: last.number - later, ..last }),
                     held: held.by_ref().take(size).collect(),
+                    undropped: places.map(|at| at - own.start).collect(),
                 }
             };
             sizes.into_iter().map(answer).collect()
@@ -296,6 +304,9 @@ impl Core {
             }
         };
         invalidated.held.truncate(asked);
+        if !invalidated.undropped.is_empty() {
+            invalidated.settled = self.all_pending();
+        }
         invalidated
     }
 
@@ -329,12 +340,15 @@ impl Core {
         match self.ask(|| self.authority.append(&names)).await {
             Ok(appended) => {
                 let mut settled = Settled::Settled;
-                if !self.applied(&names, &appended).await {
+                let is_applied = self.applied(&names, &appended).await;
+                let Appended { position, held, undropped } = appended;
+                if !is_applied {
                     settled = self.all_pending();
                     self.hold_back(names);
+                } else if !undropped.is_empty() {
+                    self.hold_back_told(pending::at(&names, &undropped));
                 }
-                let Appended { position, held } = appended;
-                Invalidated { settled, position: Some(position), held }
+                Invalidated { settled, position: Some(position), held, undropped }
             }
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
@@ -346,7 +360,7 @@ impl Core {
     fn not_invalidated(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
         let held = names.iter().map(|_| false).collect();
         self.hold_back(names);
-        Invalidated { settled: self.all_pending(), position: None, held }
+        Invalidated { settled: self.all_pending(), position: None, held, undropped: Vec::new() }
     }
 
     fn all_pending(&self) -> Settled {
@@ -563,7 +577,7 @@ impl Core {
         }
     }
 
-    fn empty_memory(&self) {
+    pub(crate) fn empty_memory(&self) {
         if let Some(memory) = &self.memory {
             drop_all(|| {
                 memory.clear();
@@ -591,73 +605,10 @@ impl Core {
         dropped
     }
 
-    fn memory_keys(&self, name: &Name) -> Vec<MemoryKey> {
+    pub(crate) fn memory_keys(&self, name: &Name) -> Vec<MemoryKey> {
         let (Name::Key(name) | Name::Set(name)) = name else { return Vec::new() };
         let Some((space, Some(bytes))) = split_key_name(name) else { return Vec::new() };
         self.spaces.keys_in(space, &bytes)
-    }
-
-    /// Keeps names that the ledger could not take, and sees to it that it does.
-    pub(crate) fn hold_back(self: &Arc<Self>, names: Vec<Name>) {
-        if let Some(memory) = &self.memory {
-            for name in &names {
-                for key in self.memory_keys(name) {
-                    drop_all(|| {
-                        memory.remove(&key.as_ref());
-                    });
-                }
-                match name {
-                    Name::Key(_) | Name::Set(_) => {}
-                    // What is only out of date may do until the ledger is there again.
-                    Name::Tag(tag) if implied::kills_nothing(tag) => {
-                        if let Some(swept) = Swept::by(name) {
-                            sweep::drop_from_memory(self, &swept, u64::MAX);
-                        }
-                    }
-                    Name::Tag(tag) => drop_all(|| {
-                        memory.retain(|_, view| !view.value.meta().details().tags.contains(tag));
-                    }),
-                    // Rare, and memory is the only tier that this process can answer for.
-                    _ => self.empty_memory(),
-                }
-            }
-        }
-        if self.pending.add(names) {
-            tracing::warn!("what was invalidated could not be told to every tier: it is pending");
-            let core = Arc::downgrade(self);
-            let runtime = Arc::clone(&self.runtime);
-            self.runtime.spawn(Box::pin(async move {
-                let mut wait = Duration::from_millis(100);
-                loop {
-                    runtime.sleep(wait).await;
-                    let Some(core) = core.upgrade() else { return };
-                    // Looking is cheap, and an attempt writes a line even if another tier is
-                    // what is away.
-                    if core.tiers.iter().any(|tier| tier.guard.is_shut()) {
-                        wait = Duration::from_secs(1);
-                        continue;
-                    }
-                    if core.settle_pending().await {
-                        tracing::info!("nothing is pending any more");
-                        return;
-                    }
-                    wait = (wait * 2).min(Duration::from_secs(1));
-                }
-            }));
-        }
-    }
-
-    /// Tries to write the names that are pending; `true` once none is left.
-    async fn settle_pending(self: &Arc<Self>) -> bool {
-        let (names, epoch) = self.pending.names();
-        match self.ask(|| self.authority.append(&names)).await {
-            Ok(appended) => {
-                self.applied(&names, &appended).await
-                    && self.drop_from_stores(names.iter()).await
-                    && self.pending.settled(&names, epoch)
-            }
-            Err(_) => false,
-        }
     }
 
     /// The ledger's position and the pending names, as a load knows them that

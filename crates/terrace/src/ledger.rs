@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     fn snapshot(last: u64) -> Snapshot {
-        Snapshot { incarnation: 7, last, floor: 0, names: Vec::new() }
+        Snapshot { last, ..Snapshot::empty(7) }
     }
 
     fn at(number: u64) -> Stamp {

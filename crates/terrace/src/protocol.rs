@@ -143,8 +143,11 @@ impl Marks {
         for line in &snapshot.names {
             marks.apply(line);
         }
+        for (key, number) in &snapshot.keys {
+            marks.apply(&Line { number: *number, name: Name::Key(Arc::clone(key)) });
+        }
         marks.applied = snapshot.last;
-        // Lines about keys from before are not told. The authority dropped the values
+        // Other lines about keys from before are not told. The authority dropped the values
         // that they name by itself; a ticket from before may have missed one.
         marks.key_floor = snapshot.last;
         marks.joined = snapshot.last;
@@ -374,6 +377,17 @@ pub struct Snapshot {
     pub floor: u64,
     /// The last line of each tag, prefix and space, and of everything, in order.
     pub names: Vec<Line>,
+    /// The number of the last line about each key that was named lately, in order. Only where values
+    /// may come back that were dropped; a line after `last` may be among them.
+    pub keys: Vec<(Arc<str>, u64)>,
+}
+
+impl Snapshot {
+    /// Of a ledger that has no line.
+    #[must_use]
+    pub fn empty(incarnation: u64) -> Self {
+        Self { incarnation, last: 0, floor: 0, names: Vec::new(), keys: Vec::new() }
+    }
 }
 
 /// How many leases are granted between two looks for lapsed ones.
@@ -461,7 +475,8 @@ impl Record {
             names.push(Line { number: marks.everything, name: Name::Everything });
         }
         names.sort_by_key(|line| line.number);
-        Snapshot { incarnation: marks.incarnation, last: marks.applied, floor: marks.floor, names }
+        let (last, floor, keys) = (marks.applied, marks.floor, Vec::new());
+        Snapshot { incarnation: marks.incarnation, last, floor, names, keys }
     }
 
     /// Grants the lease of `key` unless another one stands at `now`.

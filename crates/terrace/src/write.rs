@@ -745,6 +745,9 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
             if !core.applied(std::slice::from_ref(&name), &appended).await {
                 core.hold_back(vec![name.clone()]);
                 ticket = core.ticket();
+            } else if !appended.undropped.is_empty() {
+                core.hold_back_told(vec![name.clone()]);
+                ticket = core.ticket();
             }
             ticket.stamp = appended.position;
             let unwritten = if dependencies.stand(core) { unwritten } else { Tiers::ALL };

@@ -59,8 +59,7 @@ fn key_name(number: impl std::fmt::Display) -> Arc<str> {
 
 async fn is_empty_at_first(authority: &Subject) {
     let snapshot = answered(authority.snapshot().await);
-    let expected =
-        Snapshot { incarnation: snapshot.incarnation, last: 0, floor: 0, names: Vec::new() };
+    let expected = Snapshot::empty(snapshot.incarnation);
     same(&snapshot, &expected, "a fresh ledger has no line");
     let here = position(&**authority).await;
     same(&lines_since(&**authority, here).await, &Vec::new(), "a fresh ledger has no line");
@@ -142,9 +141,11 @@ async fn snapshots(authority: &Subject) {
     names.extend(entry.named_by().into_iter().rev().step_by(2));
     let appended = append_many(&**authority, &names).await;
     let first = appended.position.number + 1 - names.len() as u64;
-    let mut last: BTreeMap<&Name, u64> = BTreeMap::new();
+    let (mut last, mut of_keys) = (BTreeMap::<&Name, u64>::new(), BTreeMap::new());
     for (number, name) in (first..).zip(&names) {
-        if !matches!(name, Name::Key(_) | Name::Set(_)) {
+        if let Name::Key(key) | Name::Set(key) = name {
+            of_keys.insert(key, number);
+        } else {
             last.insert(name, number);
         }
     }
@@ -159,6 +160,13 @@ async fn snapshots(authority: &Subject) {
         &expected,
         "a snapshot has the last line of each tag, prefix, space and of everything, in order",
     );
+    for (key, number) in &snapshot.keys {
+        same(
+            &Some(number),
+            &of_keys.get(key),
+            "what a snapshot says of a key is the last line about it",
+        );
+    }
 }
 
 /// Those who join know of broad names what those know who followed from the start,
@@ -225,8 +233,8 @@ async fn appends_only_if_unnamed(authority: &Subject) {
         let before = position(&**authority).await;
         let answer = authority.append_if_unnamed(ticket, fresh.clone(), entry.names()).await;
         let promise = format!("a line is appended if none since the ticket names it: {name:?}");
-        let expected =
-            Appended { position: Stamp { number: before.number + 1, ..before }, held: vec![false] };
+        let position = Stamp { number: before.number + 1, ..before };
+        let expected = Appended { position, held: vec![false], undropped: Vec::new() };
         same(&answered(answer), &Some(expected.clone()), &promise);
         let line = Line { number: expected.position.number, name: fresh.clone() };
         same(&lines_since(&**authority, before).await, &vec![line], &promise);

@@ -43,6 +43,7 @@ mod replies;
 mod restart;
 mod resurrection;
 mod rights;
+mod shards;
 mod slow;
 mod source;
 mod stampede;

@@ -32,7 +32,7 @@ impl Authority for DiskStore {
             let mut statement = transaction
                 .prepare_cached("SELECT number, kind, name FROM mark ORDER BY number")?;
             let names = statement.query_map([], line)?.collect::<Result<_, _>>()?;
-            Ok(Snapshot { incarnation, last: last(&transaction)?, floor, names })
+            Ok(Snapshot { incarnation, last: last(&transaction)?, floor, names, keys: Vec::new() })
         });
         Box::pin(std::future::ready(answer))
     }
@@ -237,7 +237,7 @@ fn append(batch: &mut Batch<'_>, names: &[Name]) -> rusqlite::Result<Appended> {
         }
     }
     let (incarnation, _) = origin(batch.connection)?;
-    Ok(Appended { position: Stamp { incarnation, number }, held })
+    Ok(Appended { position: Stamp { incarnation, number }, held, undropped: Vec::new() })
 }
 
 /// Drops leases, values and counters that `name` speaks of; of the broader names

@@ -7,14 +7,21 @@
 //! the line speaks of. A frame is judged by the ledger, and in one step with storing it by the fence;
 //! what slips through between the two is a frame whose stamp every reader finds dead.
 //!
-//! A replica that takes over may have missed what its primary did last: whoever sees another primary
-//! repeats the lines that it appended lately.
+//! A server that does not answer keeps nobody from hearing of the line: what it holds is dropped once
+//! it is back.
+//!
+//! A replica that takes over may have missed what its primary did last, and a server that comes back
+//! may have older values. Whoever sees another primary repeats the lines that it appended lately, and
+//! whoever joins is told the last line about each key that was named lately.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use redis::Value;
 
@@ -24,7 +31,7 @@ use super::{RedisStore, WRITING, lives};
 use crate::authority::Authority as _;
 use crate::clock::WallTime;
 use crate::ledger::{Name, Stamp};
-use crate::store::{Put, StoreError, Stored};
+use crate::store::{Put, StoreError, StoreErrorKind, Stored};
 
 /// How long a fence stands: longer than any load, and than any process goes on with what it knew
 /// before it was stopped.
@@ -32,6 +39,9 @@ const FENCE: Duration = Duration::from_secs(3600);
 
 /// Replicas lag behind their primary by less.
 const REPLICATION: Duration = Duration::from_secs(60);
+
+/// How long servers have to drop what a line speaks of before it goes on without them.
+const DROPPING: Duration = Duration::from_millis(100);
 
 /// Names that are repeated when a primary changes; of more, everything is.
 const MOST_SENT: usize = 10_000;
@@ -125,17 +135,34 @@ impl Names {
     }
 }
 
+/// What became of what was held under each of some names.
+#[derive(Debug)]
+pub(super) struct Voided {
+    pub(super) held: Vec<bool>,
+    /// The places of those whose server did not answer.
+    pub(super) undropped: BTreeSet<usize>,
+}
+
+impl Voided {
+    /// Nothing yet.
+    pub(super) fn none_of(names: &[Name]) -> Self {
+        Self { held: vec![false; names.len()], undropped: BTreeSet::new() }
+    }
+}
+
 impl RedisStore {
-    /// Drops what is held under each key that is named, and raises its fence to `line`; says for each
-    /// whether something was held. `schemas` has those of each name where they are known.
+    /// Drops what is held under each key that is named and whose server has answered so far, and raises
+    /// its fence to `line`. `schemas` has those of each name where they are known.
     pub(super) async fn void(
         &self,
         names: &[Name],
+        voided: &mut Voided,
         line: impl Fn(usize) -> Stamp,
         schemas: impl Fn(usize, &str) -> String,
-    ) -> Result<Vec<bool>, StoreError> {
+    ) {
         const DOING: &str = "drop what a line speaks of";
-        let calls = names.iter().enumerate().filter_map(|(at, name)| {
+        let left = names.iter().enumerate().filter(|(at, _)| !voided.undropped.contains(at));
+        let calls = left.filter_map(|(at, name)| {
             let (Name::Key(key) | Name::Set(key)) = name else { return None };
             let with_lease = matches!(name, Name::Key(_));
             let (line, schemas) = (line(at), schemas(at, key));
@@ -147,27 +174,42 @@ impl RedisStore {
             let mut call = self.shared.scripts.void.on(&keys);
             call.arg(hex(line.incarnation)).arg(line.number).arg(u8::from(with_lease));
             call.arg(FENCE.as_secs() * 1000);
-            Some(async move {
-                let answer = call.ask(&self.shared.link, DOING).await?;
-                Ok::<_, StoreError>((at, integer(answer, DOING)? == 1))
-            })
+            Some((at, async move { integer(call.ask(&self.shared.link, DOING).await?, DOING) }))
         });
-        let mut held = vec![false; names.len()];
-        for answer in join_all(calls).await {
-            let (at, was_held) = answer?;
-            if let Some(held) = held.get_mut(at) {
-                *held = was_held;
+        let (mut asked, answers) = (BTreeSet::new(), FuturesUnordered::new());
+        for (at, call) in calls {
+            asked.insert(at);
+            answers.push(async move { (at, call.await) });
+        }
+        let mut answers = pin!(answers.take_until(self.shared.link.sleep(DROPPING)));
+        while let Some((at, answer)) = answers.next().await {
+            match answer {
+                Ok(held) => {
+                    asked.remove(&at);
+                    if let Some(before) = voided.held.get_mut(at) {
+                        *before |= held == 1;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "a value that was invalidated is left"),
             }
         }
-        Ok(held)
+        voided.undropped.append(&mut asked);
     }
 
     /// The first of the three steps: before the line has a number.
-    pub(super) async fn void_before(&self, names: &[Name]) -> Result<Vec<bool>, StoreError> {
+    pub(super) async fn void_before(&self, names: &[Name], voided: &mut Voided) {
         let (incarnation, newest, _) = self.shared.known.newest();
         let next = Stamp { incarnation, number: newest + 1 };
         let known = |_, key: &str| self.shared.apart.schemas_of(key).unwrap_or_default();
-        self.void(names, |_| next, known).await
+        self.void(names, voided, |_| next, known).await;
+    }
+
+    /// What servers did not answer to before, once more.
+    pub(super) async fn void_again(&self, names: &[Name]) -> Vec<usize> {
+        let mut voided = Voided::none_of(names);
+        // What was stored since goes, too: it is there for as long as nothing is known of it.
+        self.void_before(names, &mut voided).await;
+        voided.undropped.into_iter().collect()
     }
 
     /// Stores frames that the ledger has permitted.
@@ -227,7 +269,9 @@ impl RedisStore {
         let names = self.shared.apart.sent_lately(self.shared.clock.elapsed());
         tracing::info!(names = names.len(), "a primary has changed: its lines are repeated");
         for names in names.chunks(REPEATED_AT_ONCE) {
-            self.append(names).await?;
+            if !self.append(names).await?.undropped.is_empty() {
+                return Err(StoreError::new(StoreErrorKind::Unavailable, "repeat lines"));
+            }
         }
         // Only now: what failed is repeated once more.
         *self.shared.apart.primaries.lock() = Some(primaries);

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::RedisStore;
+use super::apart::Voided;
 use super::reply::{array, array_of, fields, integer, integers, odd, text, unsigned};
 use super::scripts::{Call, Script};
 use crate::authority::{Answer, Appended, Authority};
@@ -26,6 +27,9 @@ use crate::store::{Scope, StoreError};
 
 /// Lines that one answer brings.
 const LINES_AT_ONCE: usize = 1_000;
+
+/// Keys that one answer brings which were named lately.
+const NAMED_AT_ONCE: usize = 4_096;
 
 /// How long a question waits at the server for lines that come: silence is noticed after this.
 const WAITS_MILLIS: u64 = 1000;
@@ -45,6 +49,11 @@ impl LedgerKeys {
     fn lines(&self) -> &str {
         let [_, lines, ..] = &self.all;
         lines
+    }
+
+    fn named(&self) -> &str {
+        let [.., named, _] = &self.all;
+        named
     }
 }
 
@@ -115,11 +124,10 @@ impl RedisStore {
     ) -> Result<Option<Appended>, StoreError> {
         const DOING: &str = "append to the ledger";
         // A condition may not hold, and nothing is to be dropped then.
-        let held_before = if self.shared.is_apart && condition.is_none() {
-            self.void_before(names).await?
-        } else {
-            vec![false; names.len()]
-        };
+        let mut voided = Voided::none_of(names);
+        if self.shared.is_apart && condition.is_none() {
+            self.void_before(names, &mut voided).await;
+        }
         let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
         let (incarnation, number, tip) = self.shared.known.newest();
         call.arg(hex(incarnation)).arg(number).arg(tip);
@@ -150,7 +158,7 @@ impl RedisStore {
         self.shared.known.note(position.incarnation, position.number, text(tip, DOING)?);
         if !self.shared.is_apart {
             let held = integers(held, DOING)?.into_iter().map(|held| held > 0).collect();
-            return Ok(Some(Appended { position, held }));
+            return Ok(Some(Appended { position, held, undropped: Vec::new() }));
         }
         let schemas = array_of(held, names.len(), DOING)?.into_iter();
         let schemas: Vec<_> = schemas.map(|texts| text(texts, DOING)).collect::<Result<_, _>>()?;
@@ -161,11 +169,11 @@ impl RedisStore {
         }
         let first = position.number + 1 - names.len() as u64;
         let line = |at: usize| Stamp { number: first + at as u64, ..position };
-        let held = self.void(names, line, |at, _| schemas.get(at).cloned().unwrap_or_default());
-        let held = held.await?.into_iter().zip(held_before).map(|(now, before)| now || before);
-        let held = held.collect();
+        let schemas = |at: usize, _: &str| schemas.get(at).cloned().unwrap_or_default();
+        self.void(names, &mut voided, line, schemas).await;
         self.shared.apart.note_sent(names, self.shared.clock.elapsed());
-        Ok(Some(Appended { position, held }))
+        let Voided { held, undropped } = voided;
+        Ok(Some(Appended { position, held, undropped: undropped.into_iter().collect() }))
     }
 
     async fn follow_from(&self, position: Stamp) -> Result<Follow, StoreError> {
@@ -203,6 +211,22 @@ impl RedisStore {
         let all = lines.len();
         let lines = self.chained(position, known, lines);
         Ok(if lines.len() == all { Follow::Lines(lines) } else { Follow::Broken })
+    }
+
+    /// The last line about each key that was named lately, in order.
+    async fn named_lately(&self) -> Result<Vec<(Arc<str>, u64)>, StoreError> {
+        const DOING: &str = "read which keys were named";
+        let (mut named, mut after) = (Vec::new(), 0);
+        loop {
+            let mut range = Cmd::new();
+            range.arg("ZRANGEBYSCORE").arg(self.shared.ledger.named()).arg(format!("({after}"));
+            range.arg("+inf").arg("WITHSCORES").arg("LIMIT").arg(0).arg(NAMED_AT_ONCE);
+            let answer = self.shared.link.ask(&range, DOING).await?;
+            let more = scored(answer, DOING, |member| Some(member.into()))?;
+            let Some(&(_, last)) = more.last() else { return Ok(named) };
+            after = last;
+            named.extend(more);
+        }
     }
 
     /// Waits until there are lines after `position`, a second at most.
@@ -309,8 +333,11 @@ impl Authority for RedisStore {
                 Some(name(kind, text))
             })?;
             names.extend(scored(prefixes, DOING, |member| Some(Name::Prefix(member.into())))?);
+            let lines = names.into_iter().map(|(name, number)| Line { number, name });
+            let mut names: Vec<_> = lines.collect();
             names.sort_by_key(|line| line.number);
-            Ok(Snapshot { incarnation, last, floor: unsigned(floor, DOING)?, names })
+            let keys = if self.shared.is_apart { self.named_lately().await? } else { Vec::new() };
+            Ok(Snapshot { incarnation, last, floor: unsigned(floor, DOING)?, names, keys })
         })
     }
 
@@ -318,6 +345,12 @@ impl Authority for RedisStore {
         Box::pin(async {
             let appended = self.append_lines(None, names).await?;
             appended.ok_or_else(|| odd("append to the ledger", "nothing"))
+        })
+    }
+
+    fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {
+        Box::pin(async {
+            Ok(if self.shared.is_apart { self.void_again(names).await } else { Vec::new() })
         })
     }
 
@@ -444,17 +477,23 @@ fn read_line(entry: Value, doing: &'static str) -> Result<Chained, StoreError> {
     Ok(Chained { line: Line { number, name: name(&kind, &named) }, after, tip })
 }
 
-fn scored(
+/// What each member says, and its score.
+fn scored<T>(
     members: Value,
     doing: &'static str,
-    name: impl Fn(&str) -> Option<Name>,
-) -> Result<Vec<Line>, StoreError> {
-    let mut members = array(members, doing)?.into_iter();
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<(T, u64)>, StoreError> {
+    // Members and scores in turn, or in pairs in the newer protocol.
+    let members = array(members, doing)?.into_iter().flat_map(|value| match value {
+        Value::Array(pair) => pair,
+        value => vec![value],
+    });
+    let mut members = members.collect::<Vec<_>>().into_iter();
     let mut lines = Vec::with_capacity(members.len() / 2);
     while let (Some(member), Some(score)) = (members.next(), members.next()) {
         let member = text(member, doing)?;
-        let name = name(&member).ok_or_else(|| odd(doing, "a mark without a kind"))?;
-        lines.push(Line { number: unsigned(score, doing)?, name });
+        let member = read(&member).ok_or_else(|| odd(doing, "a mark without a kind"))?;
+        lines.push((member, unsigned(score, doing)?));
     }
     Ok(lines)
 }

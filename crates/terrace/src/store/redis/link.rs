@@ -325,6 +325,12 @@ impl Link {
         primaries(self.ask(&question, DOING).await?, DOING)
     }
 
+    /// Sleeps by the timer of the connections: whoever asks need not have one.
+    pub(super) fn sleep(&self, time: Duration) -> tokio::time::Sleep {
+        let _entered = self.shared.thread.handle.enter();
+        tokio::time::sleep(time)
+    }
+
     /// Runs `task` beside the connections.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.shared.thread.handle.spawn(task);

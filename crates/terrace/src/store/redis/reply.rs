@@ -95,6 +95,10 @@ pub(super) fn integer(value: Value, doing: &'static str) -> Result<i64, StoreErr
             let text = std::str::from_utf8(&bytes).ok();
             text.and_then(|text| text.parse().ok()).ok_or_else(|| odd(doing, "no number"))
         }
+        // A score, in the newer protocol.
+        Value::Double(number) => {
+            format!("{number}").parse().map_err(|_| odd(doing, "no whole number"))
+        }
         other => Err(odd(doing, shape(&other))),
     }
 }
