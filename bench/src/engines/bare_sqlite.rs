@@ -34,9 +34,8 @@ pub struct Bare<const INDEXED: bool, const FULL: bool> {
 impl<const INDEXED: bool, const FULL: bool> Bare<INDEXED, FULL> {
     const TABLE: &str = if INDEXED {
         "CREATE TABLE IF NOT EXISTS entry (
-             id INTEGER PRIMARY KEY, key TEXT NOT NULL, name INTEGER NOT NULL,
-             expires INTEGER NOT NULL, rank INTEGER NOT NULL, file INTEGER, value BLOB NOT NULL);
-         CREATE INDEX IF NOT EXISTS entry_name ON entry (name);
+             id INTEGER PRIMARY KEY, key TEXT NOT NULL, expires INTEGER NOT NULL,
+             rank INTEGER NOT NULL, file INTEGER, value BLOB NOT NULL);
          CREATE INDEX IF NOT EXISTS entry_expires ON entry (expires);
          CREATE INDEX IF NOT EXISTS entry_rank ON entry (rank)"
     } else {
@@ -45,9 +44,8 @@ impl<const INDEXED: bool, const FULL: bool> Bare<INDEXED, FULL> {
     };
 
     const WRITE: &str = if INDEXED {
-        "INSERT INTO entry (id, key, name, expires, rank, value)
-         VALUES (?1, ?2, ?1, ?4, ?4, ?3)
-         ON CONFLICT (id) DO UPDATE SET key = excluded.key, name = excluded.name,
+        "INSERT INTO entry (id, key, expires, rank, value) VALUES (?1, ?2, ?4, ?4, ?3)
+         ON CONFLICT (id) DO UPDATE SET key = excluded.key,
              expires = excluded.expires, rank = excluded.rank, value = excluded.value"
     } else {
         "INSERT INTO entry (id, key, value) VALUES (?1, ?2, ?3)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use terrace::authority::{Answer, Appended, Authority};
+use terrace::authority::{Answer, Appended, Authority, Written};
 use terrace::clock::WallTime;
 use terrace::key::StoredKey;
 use terrace::ledger::{Name, Names, Stamp};
@@ -75,6 +75,8 @@ pub enum Verb {
     AppendIfUnnamed,
     /// [`Authority::drop_again`]
     DropAgain,
+    /// [`Authority::write`]
+    Write,
     /// [`Authority::follow`]
     Follow,
     /// [`Authority::lease`]
@@ -581,6 +583,14 @@ impl Authority for ChaosAuthority {
 
     fn append<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Appended> {
         self.chaos.relay(Verb::Append, || self.inner.append(names))
+    }
+
+    fn most_in_one_step(&self) -> usize {
+        self.inner.most_in_one_step()
+    }
+
+    fn write<'a>(&'a self, names: &'a [Name], puts: &'a [Put]) -> Answer<'a, Written> {
+        self.chaos.relay(Verb::Write, || self.inner.write(names, puts))
     }
 
     fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {

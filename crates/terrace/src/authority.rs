@@ -13,7 +13,7 @@ use crate::clock::WallTime;
 use crate::ledger::{Name, Names, Stamp};
 use crate::protocol::{Follow, Leased, Limits, Record, Snapshot};
 use crate::runtime::BoxFuture;
-use crate::store::{Scope, StoreError};
+use crate::store::{Put, Scope, StoreError, StoreErrorKind, Stored};
 
 /// The result of a question to an authority.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
@@ -40,6 +40,26 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
     /// the ledger, one that does not answer keeps nobody from hearing of the line:
     /// [`Appended::undropped`] says what it may still hold.
     fn append<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Appended>;
+
+    /// Values of up to so many bytes, all together, are stored in one step with the lines about them by
+    /// [`write`](Self::write). 0, unless the authority is a store that can.
+    fn most_in_one_step(&self) -> usize {
+        0
+    }
+
+    /// Appends a line for each name, which are those of keys that are written, and stores frames in the
+    /// same step. Their [stamp](crate::frame::stamped) is the position of the last line, whatever they
+    /// say.
+    ///
+    /// An error says that nothing of it was done, or that nobody knows. With [`StoreErrorKind::Full`]
+    /// there was no room for the values, and the lines can still be [appended](Self::append).
+    fn write<'a>(&'a self, names: &'a [Name], puts: &'a [Put]) -> Answer<'a, Written> {
+        let _ = (names, puts);
+        Box::pin(std::future::ready(Err(StoreError::new(
+            StoreErrorKind::Other,
+            "write in one step",
+        ))))
+    }
 
     /// Drops what it holds of keys whose lines were appended before and could not be dropped then.
     ///
@@ -110,6 +130,15 @@ pub struct Appended {
     /// who follows the ledger knows better than to serve them. They are to be
     /// [dropped again](Authority::drop_again).
     pub undropped: Vec<usize>,
+}
+
+/// What writing in one step did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The lines.
+    pub appended: Appended,
+    /// What became of each frame.
+    pub stored: Vec<Stored>,
 }
 
 /// Lines that the ledger of a single process keeps. Only that process follows it,

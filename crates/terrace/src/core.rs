@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::authority::{Answer, Appended, Authority};
+use crate::authority::{Answer, Appended, Authority, Written};
 use crate::bulkhead::Bulkhead;
 use crate::clock::{AnyClock, Moment, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
@@ -31,7 +31,7 @@ use crate::retry::Retries;
 use crate::runtime::{BoxFuture, Runtime, in_task, unless};
 use crate::space::{self, SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierHealth, TierStats, TrafficSum};
-use crate::store::{Health, Scope, StoreError, StoreErrorKind, Usage};
+use crate::store::{Health, Put, Scope, StoreError, StoreErrorKind, Stored, Usage};
 use crate::sweep::{self, Swept};
 use crate::tenant::Tenants;
 use crate::tier::OpenTier;
@@ -290,9 +290,7 @@ impl Core {
     /// and tried again until they are settled.
     pub(crate) async fn invalidate(self: &Arc<Self>, mut names: Vec<Name>) -> Invalidated {
         let asked = names.len();
-        if self.spaces.has_tracked() || names.iter().any(|name| matches!(name, Name::Prefix(_))) {
-            names.extend(implied::by_names(&names, |space| self.spaces.is_tracked(space)));
-        }
+        self.add_implied(&mut names);
         let mut invalidated = if self.authority.scope() != Scope::Fleet {
             self.append(names).await
         } else {
@@ -308,6 +306,29 @@ impl Core {
             invalidated.settled = self.all_pending();
         }
         invalidated
+    }
+
+    fn add_implied(&self, names: &mut Vec<Name>) {
+        if self.spaces.has_tracked() || names.iter().any(|name| matches!(name, Name::Prefix(_))) {
+            names.extend(implied::by_names(names, |space| self.spaces.is_tracked(space)));
+        }
+    }
+
+    /// Appends lines about keys that are written, and stores frames in the same step, of which it
+    /// says what became. `None` if there was no room for the frames: nothing was done.
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        mut names: Vec<Name>,
+        puts: &[Put],
+    ) -> Option<(Invalidated, Option<Vec<Stored>>)> {
+        self.add_implied(&mut names);
+        match self.ask(|| self.authority.write(&names, puts)).await {
+            Ok(Written { appended, stored }) => {
+                Some((self.appended(names, appended).await, Some(stored)))
+            }
+            Err(error) if error.kind() == StoreErrorKind::Full => None,
+            Err(_) => Some((self.not_invalidated(names), None)),
+        }
     }
 
     /// What has to be named for the sake of what was built from these.
@@ -338,23 +359,26 @@ impl Core {
 
     async fn append(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
         match self.ask(|| self.authority.append(&names)).await {
-            Ok(appended) => {
-                let mut settled = Settled::Settled;
-                let is_applied = self.applied(&names, &appended).await;
-                let Appended { position, held, undropped } = appended;
-                if !is_applied {
-                    settled = self.all_pending();
-                    self.hold_back(names);
-                } else if !undropped.is_empty() {
-                    self.hold_back_told(pending::at(&names, &undropped));
-                }
-                Invalidated { settled, position: Some(position), held, undropped }
-            }
+            Ok(appended) => self.appended(names, appended).await,
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
                 self.not_invalidated(names)
             }
         }
+    }
+
+    /// Takes note of lines that were appended, and of what keeps them from being settled.
+    async fn appended(self: &Arc<Self>, names: Vec<Name>, appended: Appended) -> Invalidated {
+        let mut settled = Settled::Settled;
+        let is_applied = self.applied(&names, &appended).await;
+        let Appended { position, held, undropped } = appended;
+        if !is_applied {
+            settled = self.all_pending();
+            self.hold_back(names);
+        } else if !undropped.is_empty() {
+            self.hold_back_told(pending::at(&names, &undropped));
+        }
+        Invalidated { settled, position: Some(position), held, undropped }
     }
 
     fn not_invalidated(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {

@@ -3,8 +3,10 @@
 //! docs/format.md describes them byte by byte. A frame that is damaged, foreign or
 //! of another format is never an error to a caller: it is a miss, counted.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::ops::Range;
 use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::clock::WallTime;
 use crate::codec::Codec;
@@ -23,6 +25,9 @@ const FLAGS: usize = 6;
 
 /// Bytes before the key: everything of fixed length.
 const FIXED: usize = 88;
+
+/// Where the stamp is: behind the magic, the format, codec, packing, flags, and four times.
+const STAMP: Range<usize> = MAGIC.len() + 5 + 4 * 8..MAGIC.len() + 5 + 4 * 8 + 16;
 
 /// The flag of a frame that has a MAC before its checksum.
 const WITH_MAC: u16 = 1;
@@ -155,6 +160,23 @@ pub(crate) fn encode_signed(
     }
     frame.put_u64_le(checksum(&frame));
     frame.freeze()
+}
+
+/// The same frame with another stamp, for who finds out what it is when it is stored.
+///
+/// Costs a copy of the frame and its checksum.
+///
+/// # Errors
+/// It is damaged, or none of this format; or it has a MAC, which only its signer could renew.
+pub fn stamped(frame: &Bytes, stamp: Stamp) -> Result<Bytes, FrameError> {
+    let body = authentic(checked(frame)?, None)?;
+    let mut stamped = BytesMut::with_capacity(frame.len());
+    stamped.put_slice(body.get(..STAMP.start).ok_or(FrameError::Damaged)?);
+    stamped.put_u64_le(stamp.incarnation);
+    stamped.put_u64_le(stamp.number);
+    stamped.put_slice(body.get(STAMP.end..).ok_or(FrameError::Damaged)?);
+    stamped.put_u64_le(checksum(&stamped));
+    Ok(stamped.freeze())
 }
 
 /// Reads a frame whose value, unpacked, is at most `limit` bytes.

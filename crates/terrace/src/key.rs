@@ -330,7 +330,7 @@ impl StoredKey {
     }
 
     /// What the name is made of, with `:` between, and the schema as 16 digits.
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "redis", feature = "disk"))]
     pub(crate) fn name_and_schema(&self) -> ([&str; 2], &str) {
         let parts = self.parts();
         parts.map_or((["", &self.text], ""), |parts| ([parts.space, parts.key], parts.schema))
@@ -451,10 +451,20 @@ pub(crate) fn prefix_name(space: &str, prefix: &[u8]) -> Option<Arc<str>> {
 ///
 /// The bytes are `None` where the name holds the hash of a long key.
 pub(crate) fn split_key_name(name: &str) -> Option<(&str, Option<Vec<u8>>)> {
-    let mut colons = name.match_indices(':').skip(1);
-    let (at, _) = colons.next()?;
-    let (space, key) = (name.get(..at)?, name.get(at + 1..)?);
+    let (space, key) = parts_of_name(name)?;
     Some((space, (!key.starts_with('#')).then(|| unescape(key))))
+}
+
+/// `tenant:space` and the key of the name `tenant:space:key`, as they stand there.
+pub(crate) fn parts_of_name(name: &str) -> Option<(&str, &str)> {
+    let (at, _) = name.match_indices(':').nth(1)?;
+    Some((name.get(..at)?, name.get(at + 1..)?))
+}
+
+/// `tenant:space` of `tenant:space:key`, or of itself.
+#[cfg(any(feature = "redis", feature = "disk"))]
+pub(crate) fn space_of(name: &str) -> &str {
+    parts_of_name(name).map_or(name, |(space, _)| space)
 }
 
 /// Whether a key is so long that its hash takes its place.

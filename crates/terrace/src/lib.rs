@@ -75,6 +75,7 @@ mod load;
 mod loaded;
 mod mac;
 mod many;
+mod one_step;
 mod options;
 mod pending;
 mod policy;

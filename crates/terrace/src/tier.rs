@@ -281,6 +281,11 @@ impl OpenTier {
         frame::decode_signed(bytes, limit, self.signer(key))
     }
 
+    /// Whether frames have a MAC here.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.mac.is_some()
+    }
+
     fn signer<'a>(&'a self, key: &'a StoredKey) -> Option<Signer<'a>> {
         let keys = self.mac.as_deref()?;
         Some(Signer { keys, place: key.as_str() })

@@ -238,6 +238,10 @@ impl Dependencies {
         self.all.extend(dependencies);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// Adds them to what a loader has read.
     pub(crate) fn add_to(&mut self, built_from: &mut BuiltFrom) -> Result<(), Error> {
         for dependency in &mut self.all {

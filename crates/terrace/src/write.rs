@@ -19,6 +19,7 @@ use crate::implied;
 use crate::key::{Key, KeyBuffer, KeyRef, StoredKey, tag_name};
 use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::{Name, Names, Stamp};
+use crate::one_step;
 use crate::options::Tiers;
 use crate::policy::Ttl;
 use crate::read::{self, Wanted};
@@ -294,7 +295,18 @@ pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
     let names: Vec<_> =
         entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(wanted.name(space)))).collect();
     let dependents = space.core.dependents(&names);
-    let invalidated = space.core.invalidate(names).await;
+    let mut entries = make_all(space, entries, &options);
+    // What depends on something has to look at it between the two.
+    let one_step = match codec {
+        Some(codec) if dependencies.is_empty() => {
+            one_step::write(space, codec, &entries, &names, unwritten).await
+        }
+        _ => None,
+    };
+    let (invalidated, is_there) = match one_step {
+        Some(done) => done,
+        None => (space.core.invalidate(names).await, false),
+    };
     // Lines of the same batch name only keys of the batch: its last position stamps all.
     let mut ticket = space.core.ticket();
     if let Some(position) = invalidated.position {
@@ -303,7 +315,8 @@ pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
     if !dependencies.stand(&space.core) {
         unwritten = Tiers::ALL;
     }
-    let stored = store(space, codec, entries, &options, ticket, unwritten).await;
+    stamp_all(&mut entries, ticket.stamp);
+    let stored = store(space, codec, entries, ticket, unwritten, is_there).await;
     // What was built meanwhile may have been built without it.
     let named = space.core.invalidate_again(dependents).await;
     Ok(match (invalidated.settled, named) {
@@ -312,26 +325,37 @@ pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
     })
 }
 
-/// Stores what was encoded, everywhere, with the stamp of `ticket`.
+/// Entries of what was encoded, which have no stamp yet.
+fn make_all<V>(
+    space: &SpaceCore,
+    entries: Vec<(Wanted, Encoded<V>)>,
+    options: &EntryOptions,
+) -> Vec<(Wanted, Fresh<V>)> {
+    let make = |(wanted, encoded): (Wanted, Encoded<V>)| {
+        let options = EntryOptions { is_hashed: wanted.is_hashed, ..options.clone() };
+        (wanted, make(space, encoded, &options))
+    };
+    entries.into_iter().map(make).collect()
+}
+
+fn stamp_all<V>(entries: &mut [(Wanted, Fresh<V>)], stamp: Stamp) {
+    for (_, fresh) in entries {
+        // Nobody else has it yet.
+        if let Some(entry) = Arc::get_mut(&mut fresh.entry) {
+            entry.meta.stamp = stamp;
+        }
+    }
+}
+
+/// Stores entries everywhere but where they are: in the tier of the ledger, in one step with their lines.
 async fn store<V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
     codec: Option<ValueCodec<V>>,
-    entries: Vec<(Wanted, Encoded<V>)>,
-    options: &EntryOptions,
+    entries: Vec<(Wanted, Fresh<V>)>,
     ticket: Ticket,
     unwritten: Tiers,
+    is_there: bool,
 ) -> Result<Settled, Error> {
-    let entries: Vec<_> = entries
-        .into_iter()
-        .map(|(wanted, encoded)| {
-            let options = EntryOptions {
-                stamp: ticket.stamp,
-                is_hashed: wanted.is_hashed,
-                ..options.clone()
-            };
-            (wanted, make(space, encoded, &options))
-        })
-        .collect();
     for (wanted, fresh) in &entries {
         let key = KeyRef { space: space.number, bytes: &wanted.bytes };
         space.core.retries.forget(key);
@@ -345,7 +369,8 @@ async fn store<V: Send + Sync + 'static>(
         let Some(codec) = codec else { continue };
         let mut failed: Vec<_> =
             entries.iter().map(|(wanted, _)| Arc::clone(wanted.name(space))).collect();
-        if !unwritten.has(index + 1) && !space.policy.unused.has(index + 1) {
+        let is_done = tier.is_authority && is_there;
+        if !is_done && !unwritten.has(index + 1) && !space.policy.unused.has(index + 1) {
             let puts: Vec<_> = entries
                 .iter()
                 .map(|(wanted, fresh)| (wanted, put(space, codec, wanted, fresh, tier)))
@@ -753,8 +778,9 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
             let unwritten = if dependencies.stand(core) { unwritten } else { Tiers::ALL };
             let dependents = core.dependents(std::slice::from_ref(&name));
             core.invalidate_again(dependents.clone()).await;
-            let entries = vec![(wanted, encoded)];
-            let stored = store(space, codec, entries, options, ticket, unwritten).await;
+            let mut entries = make_all(space, vec![(wanted, encoded)], options);
+            stamp_all(&mut entries, ticket.stamp);
+            let stored = store(space, codec, entries, ticket, unwritten, false).await;
             core.invalidate_again(dependents).await;
             return stored.map(|_| true);
         }

@@ -4,11 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use terrace::authority::Authority;
+use terrace::authority::{Authority, Written};
+use terrace::clock::WallTime;
+use terrace::frame::{Header, decode, encode};
 use terrace::key::StoredKey;
 use terrace::ledger::{Name, Stamp};
 use terrace::protocol::Follow;
 use terrace::store::{Put, Store, Stored};
+use terrace::{Codec, Compression};
 
 use super::store::{Subject, put};
 use super::{Entry, answered, broken, foreign, holds, position, same, together};
@@ -27,7 +30,7 @@ where
     }
     check_each! {
         refuses_what_was_named judges_each_frame_of_a_call refuses_other_ledgers
-        voids_values_with_their_line appends_and_voids_only_if_unnamed is_not_raced
+        voids_values_with_their_line writes_in_one_step appends_and_voids_only_if_unnamed is_not_raced
     }
 }
 
@@ -149,6 +152,55 @@ async fn appends_and_voids_only_if_unnamed(subject: &Subject, authority: &dyn Au
     let held = appended.map(|appended| appended.held);
     same(&held, &Some(vec![true]), "a line is appended if none since the ticket names the same");
     same(&subject.get_one(&entry.key).await, &None, "a line that is appended drops the value");
+}
+
+async fn writes_in_one_step(subject: &Subject, authority: &dyn Authority) {
+    if authority.most_in_one_step() == 0 {
+        return;
+    }
+    let entry = Entry::new();
+    let line = [Name::Set(Arc::clone(&entry.name))];
+    let unstamped = || put_entry(&entry, "", Stamp::default());
+    let before = position(authority).await;
+    put_one(subject, put_entry(&entry, "before", before)).await;
+    let put = Put { frame: frame_of(&entry, b"written"), ..unstamped() };
+    let Written { appended, stored } = answered(authority.write(&line, &[put]).await);
+    let next = Stamp { number: before.number + 1, ..before };
+    same(&appended.position, &next, "what is written has its line");
+    same(&appended.held, &vec![true], "the line drops what was there");
+    same(&stored, &vec![Stored::Yes], "what is written is stored");
+    let promise = "what is written is found, with the position of its line as its stamp";
+    let found = subject.get_one(&entry.key).await.and_then(|bytes| decode(&bytes, 1024).ok());
+    let value = found.as_ref().and_then(|frame| frame.value().ok().map(|value| value.to_vec()));
+    same(&value, &Some(b"written".to_vec()), promise);
+    same(&found.map(|frame| frame.header.stamp), &Some(next), promise);
+    let early = put_one(subject, put_entry(&entry, "early", before)).await;
+    same(&early, &Stored::Refused, "what was loaded before is refused");
+    same(&append(authority, Name::Key(Arc::clone(&entry.name))).await, &vec![true], promise);
+    same(&subject.get_one(&entry.key).await, &None, "the next line drops what was written");
+    // Whatever becomes of the value, the line is true.
+    let put = Put { frame: "no frame".into(), ..unstamped() };
+    let Written { appended, stored } = answered(authority.write(&line, &[put]).await);
+    same(&stored, &vec![Stored::Refused], "what nobody could read is not stored");
+    same(&appended.position, &position(authority).await, "what is not stored has its line");
+    same(&subject.get_one(&entry.key).await, &None, "what nobody could read is not stored");
+}
+
+fn frame_of(entry: &Entry, value: &[u8]) -> Bytes {
+    let created = WallTime::from_millis(1);
+    let header = Header {
+        codec: Codec::Raw,
+        created,
+        expires: None,
+        stale_until: None,
+        stamp: Stamp::default(),
+        last_modified: None,
+        version: None,
+        tags: Arc::clone(&entry.tags),
+        dependencies: Arc::default(),
+        key: Bytes::new(),
+    };
+    encode(&header, value.to_vec(), Compression::off())
 }
 
 /// Tasks that fill and invalidate one key: nothing older than the last line is left.

@@ -25,9 +25,11 @@ mod opening;
 mod place;
 mod room;
 mod touches;
+mod turn;
 mod writer;
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rusqlite::Connection;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::authority::Authority;
 use crate::clock::WallTime;
@@ -460,7 +462,7 @@ impl Store for DiskStore {
         after: Option<&'a StoredKey>,
         limit: usize,
     ) -> StoreResult<'a, Vec<(StoredKey, Bytes)>> {
-        let after = after.map_or(i64::MIN, |key| row_id(key.as_str()));
+        let after = after.map_or(i64::MIN, row_of);
         Box::pin(async move {
             let found =
                 self.read("scan the disk tier", |connection| scan(connection, after, limit));
@@ -566,9 +568,21 @@ fn keys(
     Ok(page)
 }
 
-/// The row of a text: its hash as SQLite's signed integer.
-fn row_id(text: &str) -> i64 {
-    xxh3_64(text.as_bytes()).cast_signed()
+/// The bits of a row's number that tell the schemas of one name apart.
+const SCHEMAS: i64 = 0xFFF;
+
+/// The rows of what is stored under a name, by whichever build: they are neighbours, so that they are
+/// found without an index. Another name's are among them once in 2^52.
+fn rows_of(space: &str, key: &str) -> RangeInclusive<i64> {
+    let hash = xxh3_64_with_seed(key.as_bytes(), xxh3_64(space.as_bytes()));
+    let first = hash.cast_signed() & !SCHEMAS;
+    first..=(first | SCHEMAS)
+}
+
+/// The row of a key.
+fn row_of(key: &StoredKey) -> i64 {
+    let ([space, name], schema) = key.name_and_schema();
+    rows_of(space, name).start() | (xxh3_64(schema.as_bytes()).cast_signed() & SCHEMAS)
 }
 
 /// SQLite's integers are signed; ours of this kind never are.

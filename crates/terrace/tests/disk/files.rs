@@ -383,7 +383,8 @@ async fn x3_keys_cannot_leave_the_directory() {
     };
     for name in inside(&directory) {
         let folder = name.strip_prefix("files-");
-        let known = ["terrace.db", "terrace.db-wal", "terrace.db-shm", "terrace.lock"];
+        let known =
+            ["terrace.db", "terrace.db-wal", "terrace.db-shm", "terrace.lock", "terrace.turn"];
         assert!(folder.is_some_and(|hex| is_hex(hex, 16)) || known.contains(&&*name), "{name}");
         for shard in folder.map(|_| inside(&directory.join(&name))).unwrap_or_default() {
             assert!(is_hex(&shard, 2), "{shard}");

@@ -187,7 +187,8 @@ fn fails_at(before: &Path, calls: &str, error: &str, nth: usize) -> bool {
 /// What operations are made to fail on. What is in files of values is not among it: their names are
 /// not known before.
 fn paths(directory: &Path) -> Vec<PathBuf> {
-    let names = ["", "terrace.lock", "terrace.db", "terrace.db-wal", "terrace.db-shm"];
+    let names =
+        ["", "terrace.lock", "terrace.turn", "terrace.db", "terrace.db-wal", "terrace.db-shm"];
     let mut paths: Vec<_> = names.iter().map(|name| directory.join(name)).collect();
     let folders = fs::read_dir(directory).unwrap().map(|found| found.unwrap().path());
     for folder in folders.filter(|path| path.is_dir()) {

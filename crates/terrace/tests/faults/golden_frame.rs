@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use terrace::clock::WallTime;
-use terrace::frame::{Header, decode, encode};
+use terrace::frame::{Header, decode, encode, stamped};
 use terrace::key::StoredKey;
 use terrace::ledger::Stamp;
 use terrace::{Codec, Compression, Disk, Terrace, Tier};
 use terrace_test::MapStore;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const LIMIT: usize = 1 << 20;
 
@@ -71,6 +72,22 @@ fn smallest() -> Header {
         tags: Arc::default(),
         dependencies: Arc::default(),
         key: Bytes::new(),
+    }
+}
+
+#[test]
+fn a_frame_that_is_stamped_is_the_one_that_had_that_stamp() {
+    let stamp = Stamp { incarnation: u64::MAX, number: 7 };
+    for (header, value) in [every_field(), (smallest(), b"".as_slice())] {
+        let frame = encode(&header, value.to_vec(), Compression::default());
+        let expected = encode(&Header { stamp, ..header }, value.to_vec(), Compression::default());
+        assert_eq!(stamped(&frame, stamp), Ok(expected));
+        for byte in 0..frame.len() {
+            let mut damaged = frame.to_vec();
+            damaged[byte] ^= 1;
+            assert!(stamped(&damaged.into(), stamp).is_err(), "byte {byte} of {}", frame.len());
+        }
+        assert!(stamped(&frame.slice(..frame.len() - 1), stamp).is_err());
     }
 }
 
@@ -152,7 +169,7 @@ async fn schemas_are_as_documented() {
     let store = Arc::new(MapStore::new());
     let tier = Tier::shared(store.clone());
     let terrace = Terrace::builder().tier("map", tier).build().await.unwrap();
-    let kind = |kind: &str| xxhash_rust::xxh3::xxh3_64(kind.as_bytes());
+    let kind = |kind: &str| xxh3_64(kind.as_bytes());
 
     let raw = terrace.space::<str, Vec<u8>>("raw").build_raw().unwrap();
     let _ = raw.insert("key", vec![1]).await.unwrap();
@@ -182,7 +199,7 @@ async fn the_tables_are_as_documented() {
     let database = rusqlite::Connection::open(directory.path().join("terrace.db")).unwrap();
     let number = |query: &str| -> i64 { database.query_row(query, [], |row| row.get(0)).unwrap() };
     assert_eq!(number("PRAGMA application_id"), i64::from(u32::from_be_bytes(*b"TRRC")));
-    assert_eq!(number("PRAGMA user_version"), 2);
+    assert_eq!(number("PRAGMA user_version"), 3);
 
     let plain = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut statement = database
@@ -192,19 +209,22 @@ async fn the_tables_are_as_documented() {
     let tables: String = tables.map(|sql| sql.unwrap() + ";\n").collect();
     assert_eq!(plain(&tables), plain(&block("sql").join("\n")), "in the database, documented");
 
-    let mut statement = database
-        .prepare("SELECT id, key, name, expires, frame FROM entry ORDER BY expires")
-        .unwrap();
+    let mut statement =
+        database.prepare("SELECT id, key, expires, frame FROM entry ORDER BY expires").unwrap();
     let mut rows = statement.query([]).unwrap();
     let mut read = || {
         let row = rows.next().unwrap().expect("a row");
         let (id, key): (i64, String) = (row.get(0).unwrap(), row.get(1).unwrap());
         let stored = StoredKey::parse(&key).expect("a stored key");
-        let hash = |text: &str| xxhash_rust::xxh3::xxh3_64(text.as_bytes()).cast_signed();
-        assert_eq!(id, hash(&key));
-        assert_eq!(row.get::<_, i64>(2).unwrap(), hash(&stored.name()));
-        let frame = Bytes::from(row.get::<_, Vec<u8>>(4).unwrap());
-        (stored, row.get::<_, i64>(3).unwrap(), decode(&frame, LIMIT).unwrap())
+        let [_, tenant, space, schema, last] = key.splitn(5, ':').collect::<Vec<_>>()[..] else {
+            panic!("{key}: five parts")
+        };
+        let seed = xxh3_64(format!("{tenant}:{space}").as_bytes());
+        let of_name = xxh3_64_with_seed(last.as_bytes(), seed) & !0xFFF;
+        let of_schema = xxh3_64(schema.as_bytes()) & 0xFFF;
+        assert_eq!(id.cast_unsigned(), of_name | of_schema);
+        let frame = Bytes::from(row.get::<_, Vec<u8>>(3).unwrap());
+        (stored, row.get::<_, i64>(2).unwrap(), decode(&frame, LIMIT).unwrap())
     };
     let (key, expires, frame) = read();
     assert_eq!(key.as_str(), "1:::0000000000000000:user:7");

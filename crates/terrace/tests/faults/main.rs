@@ -20,6 +20,7 @@ mod errors;
 mod golden_frame;
 mod guard;
 mod keys;
+mod one_step;
 mod outage;
 mod panic;
 mod restart;

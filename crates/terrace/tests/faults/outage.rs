@@ -186,7 +186,7 @@ impl Site {
     }
 }
 
-const VERBS: [Verb; 15] = [
+const VERBS: [Verb; 16] = [
     Verb::Get,
     Verb::Put,
     Verb::Remove,
@@ -196,6 +196,7 @@ const VERBS: [Verb; 15] = [
     Verb::Snapshot,
     Verb::Append,
     Verb::AppendIfUnnamed,
+    Verb::Write,
     Verb::Follow,
     Verb::Lease,
     Verb::Renew,

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use terrace::frame::{FrameError, decode, encode};
+use terrace::frame::{FrameError, decode, encode, stamped};
 use terrace::key::StoredKey;
+use terrace::ledger::Stamp;
 use terrace::store::Store as _;
 use terrace::{BuildError, Compression, Disk, MacKeys, Memory, Space, Terrace, Tier};
 use terrace_test::MapStore;
@@ -185,6 +186,7 @@ async fn frames_with_and_without_a_mac_do_not_mix() {
     }
     let ((place, signed), (_, unsigned)) = (with.stored("k").await, without.stored("k").await);
     assert_eq!(decode(&signed, usize::MAX).unwrap_err(), FrameError::NoKey);
+    assert_eq!(stamped(&signed, Stamp::default()).unwrap_err(), FrameError::NoKey);
     assert!(decode(&unsigned, usize::MAX).is_ok());
     assert_eq!(signed.len(), unsigned.len() + 32);
     with.store.set_raw(&place, unsigned);

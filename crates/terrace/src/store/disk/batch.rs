@@ -4,9 +4,9 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::budget::file_bytes;
 use super::touches::{DiskEviction, Touches};
-use super::{row_id, signed, unsigned};
+use super::{row_of, rows_of, signed, unsigned};
 use crate::clock::WallTime;
-use crate::key::StoredKey;
+use crate::key::{StoredKey, parts_of_name};
 use crate::store::Put;
 
 /// What a row of `file` says of its file.
@@ -71,29 +71,31 @@ impl Batch<'_> {
             return Ok(false);
         }
         let key = put.key.as_str();
-        let id = row_id(key);
+        let id = row_of(&put.key);
         let rank = self.rank_of_new(id)?;
         self.delete_row(id)?;
         let mut statement = self.connection.prepare_cached(
-            "INSERT INTO entry (id, key, name, expires, rank, file, frame)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO entry (id, key, expires, rank, file, frame)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
         let expires = put.expires.map_or(i64::MAX, |time| signed(time.as_millis()));
         let inline: &[u8] = if file.is_some() { &[] } else { &put.frame };
-        let name = row_id(&put.key.name());
-        statement.execute(params![id, key, name, expires, rank, file, inline])?;
+        statement.execute(params![id, key, expires, rank, file, inline])?;
         self.entries += 1;
         self.bytes += signed((key.len() + put.frame.len()) as u64);
         Ok(true)
     }
 
     pub(super) fn delete(&mut self, key: &StoredKey) -> rusqlite::Result<bool> {
-        self.delete_row(row_id(key.as_str()))
+        self.delete_row(row_of(key))
     }
 
     /// Deletes what is stored under a name, by whichever build.
     pub(super) fn delete_named(&mut self, name: &str) -> rusqlite::Result<bool> {
-        self.delete_where("name = ?1", params![row_id(name)]).map(|gone| gone > 0)
+        let (space, key) = parts_of_name(name).unwrap_or(("", name));
+        let rows = rows_of(space, key);
+        let gone = self.delete_where("id BETWEEN ?1 AND ?2", [rows.start(), rows.end()])?;
+        Ok(gone > 0)
     }
 
     fn delete_row(&mut self, id: i64) -> rusqlite::Result<bool> {

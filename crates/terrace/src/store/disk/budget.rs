@@ -43,7 +43,7 @@ pub(super) struct Budget {
 impl Budget {
     pub(super) fn new(max_bytes: u64) -> Self {
         const MOST_LINES: u64 = 65_536;
-        let log = (max_bytes / 24).clamp(1 << 20, 32 << 20);
+        let log = (max_bytes / 16).clamp(1 << 20, 64 << 20);
         let shards = u8::try_from(max_bytes >> 22).unwrap_or(u8::MAX).max(1);
         // Each region of the log's index stands for 4,096 pages.
         let index = (log / FRAME / 4096 + 2) * (32 << 10);
@@ -60,9 +60,10 @@ impl Budget {
         }
     }
 
-    /// Bytes that one transaction may write to the log, so that a few fit in.
+    /// Bytes that one transaction may write to the log, so that a few fit in, and so that nobody has
+    /// to wait long for its end.
     fn transaction(&self) -> u64 {
-        self.log / 4
+        (self.log / 4).min(8 << 20)
     }
 
     /// Bytes of values that one change may bring.

@@ -14,13 +14,23 @@ use rusqlite::Connection;
 
 use super::budget::{length, log_of};
 use super::connection;
+use super::turn::Turn;
 
 /// How long the end of a checkpoint waits for readers, while writers wait for it.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// Why the log is to be cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It is long, unless another process has cut it off meanwhile.
+    LogIsLong,
+    /// The database has given pages back, and its file is shorter after a checkpoint.
+    FileIsShorter,
+}
+
 #[derive(Debug)]
 pub(super) struct Checkpoints {
-    due: SyncSender<()>,
+    due: SyncSender<Why>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,10 +44,9 @@ impl Checkpoints {
         Ok(Self { due, thread: Some(thread) })
     }
 
-    /// The log has become long.
-    pub(super) fn are_due(&self) {
-        // If one is due already, that is enough.
-        let _ = self.due.try_send(());
+    /// One is to be made. If one is due already, that is enough, or the next one will do.
+    pub(super) fn are_due(&self, why: Why) {
+        let _ = self.due.try_send(why);
     }
 
     /// Ends the thread, and waits for it.
@@ -49,15 +58,19 @@ impl Checkpoints {
     }
 }
 
-fn make_checkpoints(path: &std::path::Path, from: u64, when_due: &Receiver<()>) {
+fn make_checkpoints(path: &std::path::Path, from: u64, when_due: &Receiver<Why>) {
     let log = log_of(path);
     let mut connection = None;
-    while when_due.recv().is_ok() {
+    let turn = Turn::among(path.parent().unwrap_or(path));
+    while let Ok(why) = when_due.recv() {
+        if why == Why::LogIsLong && length(&log).unwrap_or(0) < from {
+            continue;
+        }
         let made = match &connection {
-            Some(connection) => make_checkpoint(connection),
+            Some(connection) => make_checkpoint(connection, &turn),
             None => connection::connect(path).and_then(|new| {
                 new.busy_timeout(PATIENCE)?;
-                make_checkpoint(connection.insert(new))
+                make_checkpoint(connection.insert(new), &turn)
             }),
         };
         if let Err(error) = made {
@@ -68,8 +81,11 @@ fn make_checkpoints(path: &std::path::Path, from: u64, when_due: &Receiver<()>) 
     }
 }
 
-fn make_checkpoint(connection: &Connection) -> rusqlite::Result<()> {
+fn make_checkpoint(connection: &Connection, turn: &Turn) -> rusqlite::Result<()> {
+    // What is written during the first is little, and less during the second.
     checkpoint(connection, "PASSIVE")?;
+    checkpoint(connection, "PASSIVE")?;
+    let _turn = turn.wait();
     checkpoint(connection, "TRUNCATE").map(drop)
 }
 

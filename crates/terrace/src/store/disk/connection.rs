@@ -15,6 +15,9 @@ use crate::error::BuildError;
 /// How long a connection waits for another process that writes.
 pub(super) const BUSY: Duration = Duration::from_secs(5);
 
+/// How long it is until a lock is tried again.
+const STEP: Duration = Duration::from_micros(200);
+
 /// How often something is tried again that another process may be in the way of.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
@@ -40,9 +43,8 @@ pub(super) fn writer(path: &Path) -> rusqlite::Result<Connection> {
 
 /// What a connection says of its settings.
 pub(super) fn settings(connection: &Connection) -> rusqlite::Result<Vec<(&'static str, String)>> {
-    const PRAGMAS: [&str; 11] = [
+    const PRAGMAS: [&str; 10] = [
         "auto_vacuum",
-        "busy_timeout",
         "cell_size_check",
         "journal_mode",
         "journal_size_limit",
@@ -75,7 +77,7 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    wait_for_others(&connection)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.pragma_update(None, "mmap_size", 0)?;
@@ -85,6 +87,17 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
+}
+
+/// Has a connection wait for the locks of others, for [`BUSY`] and in small steps.
+///
+/// SQLite's own steps grow to a tenth of a second. Where several processes write all the time, one
+/// that sleeps for so long is overtaken by all that do not, again and again.
+pub(super) fn wait_for_others(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_handler(Some(|before| {
+        std::thread::sleep(STEP);
+        u128::from(before.unsigned_abs()) < BUSY.as_micros() / STEP.as_micros()
+    }))
 }
 
 /// Makes the directory and an empty database file in it, both for their owner alone.
@@ -173,7 +186,7 @@ pub(crate) fn begin_wal(connection: &Connection) -> rusqlite::Result<()> {
         match connection.pragma_update(None, "journal_mode", "WAL") {
             Err(error) if left > 0 && is_busy(&error) => std::thread::sleep(PAUSE),
             Err(error) => return Err(error),
-            Ok(()) => return connection.busy_timeout(BUSY),
+            Ok(()) => return wait_for_others(connection),
         }
         left -= 1;
     }

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::batch::Batch;
 use super::budget::{Cost, file_bytes, row_bytes};
 use super::folder::Folder;
-use super::{Shared, ledger, row_id, unsigned};
+use super::{Shared, ledger, row_of, unsigned};
 use crate::key::StoredKey;
 use crate::runtime::off_thread;
 use crate::store::{Put, StoreError, StoreErrorKind, Stored};
@@ -63,7 +63,7 @@ pub(super) fn found(
 
 /// Looks a key up, and notes that it was read.
 fn look_up(shared: &Shared, connection: &Connection, key: &StoredKey) -> rusqlite::Result<Found> {
-    let id = row_id(key.as_str());
+    let id = row_of(key);
     let mut statement = connection
         .prepare_cached("SELECT rank, file, frame FROM entry WHERE id = ?1 AND key = ?2")?;
     let mut rows = statement.query(params![id, key.as_str()])?;
@@ -252,13 +252,20 @@ pub(super) fn put_rows(
     largest: u64,
     is_judge: bool,
 ) -> rusqlite::Result<Vec<Stored>> {
-    let stored = puts.iter().map(|put| {
-        let is_too_large = put.frame.len() as u64 > largest;
-        let place = if is_too_large { Place::Nowhere(Stored::TooLarge) } else { Place::Row };
-        // Nothing but a file that is lost has no answer, and here is none.
-        Ok(store(batch, put, &place, is_judge)?.unwrap_or(Stored::Refused))
-    });
-    stored.collect()
+    puts.iter().map(|put| put_row(batch, put, largest, is_judge)).collect()
+}
+
+/// The same with one.
+pub(super) fn put_row(
+    batch: &mut Batch<'_>,
+    put: &Put,
+    largest: u64,
+    is_judge: bool,
+) -> rusqlite::Result<Stored> {
+    let is_too_large = put.frame.len() as u64 > largest;
+    let place = if is_too_large { Place::Nowhere(Stored::TooLarge) } else { Place::Row };
+    // Nothing but a file that is lost has no answer, and here is none.
+    Ok(store(batch, put, &place, is_judge)?.unwrap_or(Stored::Refused))
 }
 
 /// Numbers that are among those under way for as long as this lives.

@@ -9,12 +9,14 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::batch::Batch;
 use super::budget::Cost;
-use super::{DiskStore, signed, unsigned};
-use crate::authority::{Answer, Appended, Authority};
+use super::{DiskStore, large, signed, unsigned};
+use crate::authority::{Answer, Appended, Authority, Written};
 use crate::clock::WallTime;
+use crate::frame;
+use crate::key::space_of;
 use crate::ledger::{Line, Name, Names, Stamp};
 use crate::protocol::{Follow, Lease, Leased, Snapshot};
-use crate::store::{Put, Scope};
+use crate::store::{Put, Scope, Stored};
 
 /// How many lines may pass between two looks at what can be forgotten.
 const TRIM_EVERY: u64 = 1024;
@@ -41,6 +43,33 @@ impl Authority for DiskStore {
         let names = names.to_vec();
         let cost = Cost::lines(names.len());
         Box::pin(self.write("append to the ledger", cost, move |batch| append(batch, &names)))
+    }
+
+    fn most_in_one_step(&self) -> usize {
+        let budget = &self.shared.budget;
+        self.shared.inline_bytes.min(usize::try_from(budget.largest_change() / 2).unwrap_or(0))
+    }
+
+    fn write<'a>(&'a self, names: &'a [Name], puts: &'a [Put]) -> Answer<'a, Written> {
+        let cost = |put: &Put| large::cost_of_row(put, put.frame.len());
+        let cost = puts.iter().map(cost).fold(Cost::lines(names.len()), Cost::and);
+        // The lines have to be, the values not.
+        let cost = Cost { must_be: false, ..cost };
+        let (names, puts, largest) = (names.to_vec(), puts.to_vec(), self.shared.largest());
+        Box::pin(self.write("write to the disk tier", cost, move |batch| {
+            let appended = append(batch, &names)?;
+            let stamp = appended.position;
+            let stored = puts.iter().map(|put| match frame::stamped(&put.frame, stamp) {
+                Ok(frame) => {
+                    let put = Put { frame, stamp, ..put.clone() };
+                    large::put_row(batch, &put, largest, false)
+                }
+                // Nobody could read it.
+                Err(_) => Ok(Stored::Refused),
+            });
+            let stored = stored.collect::<rusqlite::Result<_>>()?;
+            Ok(Written { appended, stored })
+        }))
     }
 
     fn append_if_unnamed<'a>(
@@ -187,9 +216,10 @@ fn is_unnamed(connection: &Connection, ticket: Stamp, names: &Names<'_>) -> rusq
         return Ok(false);
     }
     let ticket = signed(ticket.number);
+    // Through the lines since, which are few: an index of them would cost every line a page or two.
     let key_is_named = connection
         .prepare_cached(
-            "SELECT 1 FROM ledger WHERE name = ?1 AND kind IN (?2, ?3) AND number > ?4",
+            "SELECT 1 FROM ledger WHERE number > ?4 AND name = ?1 AND kind IN (?2, ?3)",
         )?
         .exists(params![names.key, Kind::KEY, Kind::SET, ticket])?;
     if key_is_named {
@@ -355,10 +385,4 @@ fn line(row: &rusqlite::Row<'_>) -> rusqlite::Result<Line> {
         _ => Name::Everything,
     };
     Ok(Line { number: unsigned(row.get(0)?), name })
-}
-
-/// `tenant:space` of `tenant:space:key`.
-fn space_of(name: &str) -> &str {
-    let end = name.match_indices(':').nth(1).map_or(name.len(), |(at, _)| at);
-    name.get(..end).unwrap_or(name)
 }

@@ -24,7 +24,7 @@ const LOCK: &str = "terrace.lock";
 const APPLICATION: i32 = 0x5452_5243;
 
 /// The version of the tables below.
-const TABLES: i32 = 2;
+const TABLES: i32 = 3;
 
 /// The first SQLite without the write-ahead reset bug.
 const OLDEST_SQLITE: i32 = 3_051_003;
@@ -103,7 +103,7 @@ fn hold(directory: &Path, is_alone: bool) -> Result<File, BuildError> {
     Ok(file)
 }
 
-fn lock_file(path: &Path) -> io::Result<File> {
+pub(super) fn lock_file(path: &Path) -> io::Result<File> {
     create_file(path)?;
     let mut options = fs::OpenOptions::new();
     options.read(true);
@@ -299,9 +299,8 @@ fn schema_of(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>>
 /// docs/format.md explains each table.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS entry (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, name INTEGER NOT NULL,
-    expires INTEGER NOT NULL, rank INTEGER NOT NULL, file INTEGER, frame BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS entry_name ON entry (name);
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, expires INTEGER NOT NULL,
+    rank INTEGER NOT NULL, file INTEGER, frame BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS entry_expires ON entry (expires);
 CREATE INDEX IF NOT EXISTS entry_rank ON entry (rank);
 CREATE TABLE IF NOT EXISTS file (
@@ -313,7 +312,6 @@ CREATE TABLE IF NOT EXISTS usage (
 INSERT INTO usage SELECT 0, 0, 0, 0, random() WHERE NOT EXISTS (SELECT 1 FROM usage);
 CREATE TABLE IF NOT EXISTS ledger (
     number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, name TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS ledger_name ON ledger (name);
 CREATE TABLE IF NOT EXISTS mark (
     kind INTEGER NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,
     PRIMARY KEY (kind, name)) WITHOUT ROWID;

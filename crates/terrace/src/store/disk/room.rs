@@ -15,11 +15,12 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::batch::Batch;
 use super::budget::{Budget, Cost, Taken, length, log_of};
-use super::checkpoints::{Checkpoints, checkpoint};
-use super::connection::{self, BUSY};
+use super::checkpoints::{Checkpoints, Why, checkpoint};
+use super::connection;
 use super::failed;
 use super::folder::Folder;
 use super::touches::Touches;
+use super::turn::Turn;
 use super::writer::Change;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -49,6 +50,7 @@ pub(super) struct Room {
     folder: Arc<Folder>,
     touches: Arc<Touches>,
     evicted: Arc<AtomicU64>,
+    turn: Turn,
     checkpoints: Checkpoints,
     /// Files that are removed, of which there are rows yet.
     removed: Vec<i64>,
@@ -82,7 +84,7 @@ impl Room {
         surroundings: Surroundings,
     ) -> std::io::Result<Self> {
         let Surroundings { budget, folder, touches, evicted, lock } = surroundings;
-        let from = (budget.log / 4).min(8 << 20);
+        let directory = path.parent().unwrap_or(path);
         Ok(Self {
             connection,
             path: path.to_owned(),
@@ -91,7 +93,8 @@ impl Room {
             folder,
             touches,
             evicted,
-            checkpoints: Checkpoints::start(path.to_owned(), from)?,
+            turn: Turn::among(directory),
+            checkpoints: Checkpoints::start(path.to_owned(), cut_from(&budget))?,
             removed: Vec::new(),
             _lock: lock,
         })
@@ -136,6 +139,7 @@ impl Room {
 
     /// Makes some room, and applies the changes if they fit then.
     fn step(&mut self, changes: &mut [Box<dyn Change>], cost: &mut Cost) -> rusqlite::Result<Step> {
+        let turn = self.turn.wait();
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut batch = Batch::new(&transaction, self.touches.eviction, self.budget.ledger_lines);
@@ -183,6 +187,7 @@ impl Room {
         let is_shorter = batch.is_shorter;
         let dead = batch.into_dead();
         transaction.commit()?;
+        drop(turn);
         self.evicted.fetch_add(made.evicted, Ordering::Relaxed);
         self.removed.clear();
         self.remove(dead);
@@ -190,7 +195,7 @@ impl Room {
         if made.given_back > 0 {
             self.cut_log()?;
         } else if is_shorter {
-            self.checkpoints.are_due();
+            self.checkpoints.are_due(Why::FileIsShorter);
         }
         Ok(step)
     }
@@ -215,8 +220,8 @@ impl Room {
             if !cost.must_be && length(&self.log).unwrap_or(0) + grows > self.budget.log {
                 return Err(log_is_full());
             }
-        } else if taken > (self.budget.log / 4).min(8 << 20) {
-            self.checkpoints.are_due();
+        } else if taken > cut_from(&self.budget) {
+            self.checkpoints.are_due(Why::LogIsLong);
         }
         Ok(())
     }
@@ -234,7 +239,7 @@ impl Room {
             }
             left -= 1;
         };
-        self.connection.busy_timeout(BUSY)?;
+        connection::wait_for_others(&self.connection)?;
         cut.map(drop)
     }
 
@@ -300,6 +305,11 @@ impl Room {
             tracing::debug!(%error, "the log stays until the next start");
         }
     }
+}
+
+/// How long the log is when it is cut off beside those who write.
+fn cut_from(budget: &Budget) -> u64 {
+    budget.log / 2
 }
 
 fn log_is_full() -> rusqlite::Error {

@@ -30,6 +30,7 @@ use super::reply::{fields, integer, text, unsigned};
 use super::{RedisStore, WRITING, lives};
 use crate::authority::Authority as _;
 use crate::clock::WallTime;
+use crate::key::space_of;
 use crate::ledger::{Name, Stamp};
 use crate::store::{Put, StoreError, StoreErrorKind, Stored};
 
@@ -277,12 +278,6 @@ impl RedisStore {
         *self.shared.apart.primaries.lock() = Some(primaries);
         Ok(())
     }
-}
-
-/// `tenant:space` of `tenant:space:key`.
-pub(super) fn space_of(name: &str) -> &str {
-    let end = name.match_indices(':').nth(1).map_or(name.len(), |(at, _)| at);
-    name.get(..end).unwrap_or(name)
 }
 
 /// Which server is the primary of the slots from each of these on, as the cluster tells it.

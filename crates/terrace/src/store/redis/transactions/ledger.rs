@@ -8,8 +8,8 @@ use redis::{Cmd, Value};
 
 use super::counter::Counter;
 use super::view::{View, items, key, number, scored, text};
+use crate::key::space_of;
 use crate::store::StoreError;
-use crate::store::redis::apart::space_of;
 
 /// Lines that are kept for those who follow and for tickets; tags, spaces and prefixes likewise: the
 /// `KEPT` of `ledger.lua`.

@@ -7,8 +7,8 @@ use redis::Value;
 use super::counter::{self, Change, Counter, SPARE};
 use super::ledger::{Head, KEPT, Keys, Ledger, Part, key_of, line_number};
 use super::view::{Answer, Args, View, bulk, int, items, key, text};
+use crate::key::space_of;
 use crate::store::StoreError;
-use crate::store::redis::apart::space_of;
 
 /// A twin, by what it reaches.
 #[derive(Clone, Copy, Debug)]
