@@ -61,8 +61,11 @@ async fn a_silent_shard_keeps_nobody_from_hearing_of_a_line() {
     until("nothing to be pending", async || a.terrace.stats().await.pending == 0).await;
     drop((a, b));
     let late = Node::over(cluster_of(&cluster)).await;
+    let later = Node::over(cluster_of(&cluster)).await;
     for key in &keys {
         assert_eq!(late.load(key, "new").await, "new", "{key}: nothing is left of it");
+        let is_shared = async || later.get(key).await.as_deref() == Some("new");
+        until("what is loaded now to be shared", is_shared).await;
     }
 }
 

@@ -945,7 +945,7 @@ async fn closing_finishes_the_writes_that_are_under_way() {
         .build()
         .await
         .unwrap();
-    let gate = chaos.hold(Calls::of([Verb::Put]).first(1));
+    let gate = chaos.hold(Calls::of([Verb::Write]).first(1));
     let write = tokio::spawn({
         let terrace = terrace.clone();
         async move { terrace.set("key", &7_u64).await }

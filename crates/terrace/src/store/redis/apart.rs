@@ -199,18 +199,28 @@ impl RedisStore {
 
     /// The first of the three steps: before the line has a number.
     pub(super) async fn void_before(&self, names: &[Name], voided: &mut Voided) {
-        let (incarnation, newest, _) = self.shared.known.newest();
-        let next = Stamp { incarnation, number: newest + 1 };
-        let known = |_, key: &str| self.shared.apart.schemas_of(key).unwrap_or_default();
-        self.void(names, voided, |_| next, known).await;
+        let newest = self.newest();
+        self.void_as_known(names, voided, Stamp { number: newest.number + 1, ..newest }).await;
     }
 
-    /// What servers did not answer to before, once more.
+    /// What servers did not answer to before, once more. What was stored since goes, too; what is
+    /// loaded from now on can be stored, though no line follows.
     pub(super) async fn void_again(&self, names: &[Name]) -> Vec<usize> {
         let mut voided = Voided::none_of(names);
-        // What was stored since goes, too: it is there for as long as nothing is known of it.
-        self.void_before(names, &mut voided).await;
+        self.void_as_known(names, &mut voided, self.newest()).await;
         voided.undropped.into_iter().collect()
+    }
+
+    /// With those schemas that this process has heard of.
+    async fn void_as_known(&self, names: &[Name], voided: &mut Voided, line: Stamp) {
+        let known = |_, key: &str| self.shared.apart.schemas_of(key).unwrap_or_default();
+        self.void(names, voided, |_| line, known).await;
+    }
+
+    /// The last line that this process knows.
+    fn newest(&self) -> Stamp {
+        let (incarnation, number, _) = self.shared.known.newest();
+        Stamp { incarnation, number }
     }
 
     /// Stores frames that the ledger has permitted.
