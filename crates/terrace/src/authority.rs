@@ -26,7 +26,7 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 ///
 /// An authority that is a store too drops, in the same step in which it appends a
 /// line about a key, the values that it holds under that name, and judges each
-/// [`Put`](crate::store::Put) by its stamp in the same step in which it stores it.
+/// [`Put`] by its stamp in the same step in which it stores it.
 pub trait Authority: fmt::Debug + Send + Sync + 'static {
     /// Who shares this ledger.
     fn scope(&self) -> Scope;
