@@ -178,7 +178,11 @@ struct Entry {
 
 impl Entry {
     fn new() -> Self {
-        let key = StoredKey::new("te", "sp_ace", 1, b"a_b%c");
+        Self::of(b"a_b%c")
+    }
+
+    fn of(key: &[u8]) -> Self {
+        let key = StoredKey::new("te", "sp_ace", 1, key);
         let tags = Arc::from([Arc::from("te:blue"), Arc::from("te:r_d")]);
         Self { name: key.name(), key, space: "te:sp_ace".into(), tags }
     }

@@ -47,14 +47,14 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
         0
     }
 
-    /// Appends a line for each name, which are those of keys that are written, and stores frames in the
-    /// same step. Their [stamp](crate::frame::stamped) is the position of the last line, whatever they
-    /// say.
+    /// Appends the lines of each write and stores its frames, everything in one step. The
+    /// [stamp](crate::frame::stamped) of frames is the position of the last line of their write, whatever
+    /// they say.
     ///
     /// An error says that nothing of it was done, or that nobody knows. With [`StoreErrorKind::Full`]
     /// there was no room for the values, and the lines can still be [appended](Self::append).
-    fn write<'a>(&'a self, names: &'a [Name], puts: &'a [Put]) -> Answer<'a, Written> {
-        let _ = (names, puts);
+    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
+        let _ = writes;
         Box::pin(std::future::ready(Err(StoreError::new(
             StoreErrorKind::Other,
             "write in one step",
@@ -124,7 +124,8 @@ pub struct Appended {
     /// The position of the last line.
     pub position: Stamp,
     /// For each name, whether the authority held a value or counter under it. Of names that are
-    /// broader than a key, an authority need not know.
+    /// broader than a key, or under which a frame was [written](Authority::write), an authority need
+    /// not know.
     pub held: Vec<bool>,
     /// The places, from 0, of names whose values may still lie on a server that did not answer:
     /// who follows the ledger knows better than to serve them. They are to be
@@ -132,12 +133,21 @@ pub struct Appended {
     pub undropped: Vec<usize>,
 }
 
+/// Lines, and frames that are stored in the same step.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// What the lines name: the key of each frame once, and whatever else.
+    pub names: Vec<Name>,
+    /// The frames, if there are any.
+    pub puts: Vec<Put>,
+}
+
 /// What writing in one step did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The lines.
+    /// The lines of all writes, one after the other.
     pub appended: Appended,
-    /// What became of each frame.
+    /// What became of each frame of all writes.
     pub stored: Vec<Stored>,
 }
 

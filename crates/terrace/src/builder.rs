@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use crate::authority::{Authority, LocalAuthority};
 use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
+use crate::change::APPENDED_AT_ONCE;
 use crate::clock::{AnyClock, Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
-use crate::core::{APPENDED_AT_ONCE, Core, Engine};
+use crate::core::{Core, Engine};
 use crate::entry::AnyEntry;
 use crate::error::BuildError;
 use crate::event::{Event, Events};
@@ -336,7 +337,7 @@ impl Builder {
             steady_wall: SteadyWall::default(),
             runtime,
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
-            appends: Group::new(APPENDED_AT_ONCE),
+            changes: Group::new(APPENDED_AT_ONCE),
             following: tokio::sync::Mutex::new(()),
             heard,
             is_isolated: AtomicBool::new(false),

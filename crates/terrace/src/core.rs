@@ -10,34 +10,33 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::authority::{Answer, Appended, Authority, Written};
+use crate::authority::{Answer, Authority, Write};
 use crate::bulkhead::Bulkhead;
+use crate::change::Changed;
 use crate::clock::{AnyClock, Moment, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
 use crate::event::Events;
 use crate::flight::{Flights, Underway};
-use crate::group::{self, Group, Together};
+use crate::group::Group;
 use crate::guard::{is_refusal, within};
-use crate::implied;
 #[cfg(feature = "disk")]
 use crate::journal::{Left, OpenJournal};
 use crate::key::{KeyRef, MemoryKey, is_never_hashed, key_name, split_key_name};
 use crate::ledger::{Line, Mirror, Name, Names, Stamp};
 use crate::load::catch_panic;
-use crate::pending::{self, Pending};
+use crate::pending::Pending;
 use crate::protocol::{Follow, Standing};
 use crate::retry::Retries;
 use crate::runtime::{BoxFuture, Runtime, in_task, unless};
 use crate::space::{self, SpaceCore, Spaces};
 use crate::stats::{SpaceStats, Stats, TierHealth, TierStats, TrafficSum};
-use crate::store::{Health, Put, Scope, StoreError, StoreErrorKind, Stored, Usage};
+use crate::store::{Health, Scope, StoreError, StoreErrorKind, Usage};
 use crate::sweep::{self, Swept};
 use crate::tenant::Tenants;
 use crate::tier::OpenTier;
 use crate::tracking::Undropped;
 use crate::warm::{self, Warm};
-use crate::write::Settled;
 
 /// The memory tier's engine, as the cache uses it.
 pub(crate) type Engine = terrace_memory::Memory<MemoryKey, AnyEntry>;
@@ -64,8 +63,8 @@ pub(crate) struct Core {
     pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
-    /// Lines that wait to be appended together.
-    pub(crate) appends: Group<Vec<Name>, Invalidated>,
+    /// Changes that wait to go together.
+    pub(crate) changes: Group<Write, Changed>,
     pub(crate) following: tokio::sync::Mutex<()>,
     /// When the ledger was heard of last, in milliseconds of elapsed time.
     pub(crate) heard: AtomicU64,
@@ -110,71 +109,6 @@ pub struct Closed {
 
 /// How long closing waits for what is under way.
 pub(crate) const CLOSING: Duration = Duration::from_secs(30);
-
-/// Lines that several callers append together: the server does nothing else meanwhile.
-pub(crate) const APPENDED_AT_ONCE: usize = 128;
-
-/// What an invalidation did.
-#[derive(Debug)]
-pub(crate) struct Invalidated {
-    pub(crate) settled: Settled,
-    /// The position of the last line; `None` while it is pending.
-    pub(crate) position: Option<Stamp>,
-    /// For each name, whether the authority held something under it.
-    pub(crate) held: Vec<bool>,
-    /// The places of names whose values it may still hold.
-    undropped: Vec<usize>,
-}
-
-/// Invalidations of many callers are one exchange with the ledger.
-impl Together<Vec<Name>> for Core {
-    type Answer = Invalidated;
-
-    /// In their order, or each would have to ask for the lines of those before it.
-    const ONE_AT_A_TIME: bool = true;
-
-    fn group(&self) -> &Group<Vec<Name>, Invalidated> {
-        &self.appends
-    }
-
-    fn size(names: &Vec<Name>) -> usize {
-        names.len()
-    }
-
-    fn exchange(self: Arc<Self>, calls: Vec<Vec<Name>>) -> BoxFuture<'static, Vec<Invalidated>> {
-        Box::pin(async move {
-            let sizes: Vec<_> = calls.iter().map(Vec::len).collect();
-            let invalidated = self.append(calls.concat()).await;
-            let Invalidated { settled, position, held, undropped } = invalidated;
-            if position.is_none() {
-                // Whoever waits has waited for as long as the ledger is given already.
-                for (names, answer) in self.appends.take_all() {
-                    let _ = answer.send(self.not_invalidated(names));
-                }
-            }
-            let (mut held, all) = (held.into_iter(), sizes.iter().sum::<usize>());
-            let mut first = 0;
-            let answer = |size: usize| {
-                let own = first..first + size;
-                first = own.end;
-                let later = (all - own.end) as u64;
-                let places = undropped.iter().filter(|at| own.contains(at));
-                Invalidated {
-                    settled: settled.clone(),
-                    // Later lines of the exchange are other callers'.
-                    position: position.map(|last| Stamp { number: last.number - later, ..last }),
-                    held: held.by_ref().take(size).collect(),
-                    undropped: places.map(|at| at - own.start).collect(),
-                }
-            };
-            sizes.into_iter().map(answer).collect()
-        })
-    }
-
-    fn spawn(&self, task: BoxFuture<'static, ()>) {
-        self.runtime.spawn(task);
-    }
-}
 
 impl Core {
     /// The answer of the authority, or an error once its deadline has passed.
@@ -255,20 +189,24 @@ impl Core {
         if is_by_name && self.mirror.is_undisturbed(meta.stamp) {
             return Standing::Good;
         }
-        self.standing_by_names(space, key, meta)
+        self.standing_by_names(space, key, meta, is_by_name)
     }
 
     #[cold]
-    fn standing_by_names(&self, space: &SpaceCore, key: KeyRef<'_>, meta: &Meta) -> Standing {
+    fn standing_by_names(
+        &self,
+        space: &SpaceCore,
+        key: KeyRef<'_>,
+        meta: &Meta,
+        is_by_name: bool,
+    ) -> Standing {
         let details = meta.details();
-        if !details.is_hashed {
+        if is_by_name {
             let number = details.stood_at().max(meta.stamp.number);
             let seen = Stamp { number, ..meta.stamp };
-            let is_known = match details.slots() {
-                Some(slots) => self.mirror.is_undisturbed_but_by_other_tags(seen, slots),
-                None => self.mirror.is_undisturbed(seen),
-            };
-            if is_known {
+            if self.mirror.is_undisturbed_but_by_other_tags(seen, details.slots())
+                || self.mirror.is_undisturbed(seen)
+            {
                 return Standing::Good;
             }
             let name = || key_name(&space.name, key.bytes);
@@ -282,139 +220,6 @@ impl Core {
         let name = key_name(&space.name, key.bytes);
         let names = Names { key: &name, space: &space.name, tags: &details.tags };
         self.mirror.standing_of_hashed(meta.stamp, &names)
-    }
-
-    /// Appends a line for each name and applies it here: memory first of all.
-    ///
-    /// If the ledger cannot be written the names are pending: bypassed below memory,
-    /// and tried again until they are settled.
-    pub(crate) async fn invalidate(self: &Arc<Self>, mut names: Vec<Name>) -> Invalidated {
-        let asked = names.len();
-        self.add_implied(&mut names);
-        let mut invalidated = if self.authority.scope() != Scope::Fleet {
-            self.append(names).await
-        } else {
-            // Many at once on the way to a server: their lines go together, and come back in
-            // order.
-            match group::ask(self, names.clone()).await {
-                Some(invalidated) => invalidated,
-                None => self.not_invalidated(names),
-            }
-        };
-        invalidated.held.truncate(asked);
-        if !invalidated.undropped.is_empty() {
-            invalidated.settled = self.all_pending();
-        }
-        invalidated
-    }
-
-    fn add_implied(&self, names: &mut Vec<Name>) {
-        if self.spaces.has_tracked() || names.iter().any(|name| matches!(name, Name::Prefix(_))) {
-            names.extend(implied::by_names(names, |space| self.spaces.is_tracked(space)));
-        }
-    }
-
-    /// Appends lines about keys that are written, and stores frames in the same step, of which it
-    /// says what became. `None` if there was no room for the frames: nothing was done.
-    pub(crate) async fn write(
-        self: &Arc<Self>,
-        mut names: Vec<Name>,
-        puts: &[Put],
-    ) -> Option<(Invalidated, Option<Vec<Stored>>)> {
-        self.add_implied(&mut names);
-        match self.ask(|| self.authority.write(&names, puts)).await {
-            Ok(Written { appended, stored }) => {
-                Some((self.appended(names, appended).await, Some(stored)))
-            }
-            Err(error) if error.kind() == StoreErrorKind::Full => None,
-            Err(_) => Some((self.not_invalidated(names), None)),
-        }
-    }
-
-    /// What has to be named for the sake of what was built from these.
-    pub(crate) fn dependents(&self, names: &[Name]) -> Vec<Name> {
-        if !self.spaces.has_tracked() {
-            return Vec::new();
-        }
-        implied::by_names(names, |space| self.spaces.is_tracked(space))
-    }
-
-    /// Names what was built from something once more, if there can be such a thing.
-    pub(crate) async fn invalidate_again(self: &Arc<Self>, dependents: Vec<Name>) -> Settled {
-        if dependents.is_empty() {
-            return Settled::Settled;
-        }
-        self.invalidate(dependents).await.settled
-    }
-
-    /// The same for keys, which are taken out of the stores that do not hear the ledger, too.
-    pub(crate) async fn forget(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
-        let mut invalidated = self.invalidate(names.clone()).await;
-        if !self.drop_from_stores(names.iter()).await {
-            invalidated.settled = self.all_pending();
-            self.hold_back(names);
-        }
-        invalidated
-    }
-
-    async fn append(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
-        match self.ask(|| self.authority.append(&names)).await {
-            Ok(appended) => self.appended(names, appended).await,
-            Err(error) => {
-                tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
-                self.not_invalidated(names)
-            }
-        }
-    }
-
-    /// Takes note of lines that were appended, and of what keeps them from being settled.
-    async fn appended(self: &Arc<Self>, names: Vec<Name>, appended: Appended) -> Invalidated {
-        let mut settled = Settled::Settled;
-        let is_applied = self.applied(&names, &appended).await;
-        let Appended { position, held, undropped } = appended;
-        if !is_applied {
-            settled = self.all_pending();
-            self.hold_back(names);
-        } else if !undropped.is_empty() {
-            self.hold_back_told(pending::at(&names, &undropped));
-        }
-        Invalidated { settled, position: Some(position), held, undropped }
-    }
-
-    fn not_invalidated(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
-        let held = names.iter().map(|_| false).collect();
-        self.hold_back(names);
-        Invalidated { settled: self.all_pending(), position: None, held, undropped: Vec::new() }
-    }
-
-    fn all_pending(&self) -> Settled {
-        Settled::Pending(self.tiers.iter().map(|tier| Arc::clone(&tier.name)).collect())
-    }
-
-    /// Takes note of lines that this process appended; `false` if lines of others come
-    /// first that cannot be read, so that the mirror does not know them yet.
-    pub(crate) async fn applied(self: &Arc<Self>, names: &[Name], appended: &Appended) -> bool {
-        let last = appended.position.number;
-        let first = (last + 1).saturating_sub(names.len() as u64);
-        let lines: Vec<_> = (first..)
-            .zip(names)
-            .map(|(number, name)| Line { number, name: name.clone() })
-            .collect();
-        let position = appended.position;
-        let is_next = {
-            let _dropping = self.undropped.from(first);
-            let is_next = self.mirror.apply(position.incarnation, &lines);
-            self.drop_from_memory(&lines);
-            is_next && self.mirror.has_applied(position)
-        };
-        if is_next {
-            return true;
-        }
-        // Others wrote between: their lines come first. Whoever follows takes out of memory what
-        // these name as well; nothing is held meanwhile that the caller could keep for ever.
-        let _ = self.follow_to(Some(position)).await;
-        self.drop_from_memory(&lines);
-        self.mirror.has_applied(position)
     }
 
     /// Reads and applies what others have appended.
@@ -434,7 +239,10 @@ impl Core {
     ///
     /// In a task of its own, because only one can do so at a time: a caller that is never polled
     /// again would keep everybody from hearing of what others have invalidated.
-    async fn follow_to(self: &Arc<Self>, position: Option<Stamp>) -> Result<(), StoreError> {
+    pub(crate) async fn follow_to(
+        self: &Arc<Self>,
+        position: Option<Stamp>,
+    ) -> Result<(), StoreError> {
         let core = Arc::clone(self);
         let following = async move {
             let _one_at_a_time = core.following.lock().await;
@@ -584,7 +392,7 @@ impl Core {
 
     /// Takes what lines about keys and patterns name out of memory: lines about more than a key
     /// are judged on each read instead.
-    fn drop_from_memory(&self, lines: &[Line]) {
+    pub(crate) fn drop_from_memory(&self, lines: &[Line]) {
         let Some(memory) = &self.memory else { return };
         for line in lines {
             if let Some(swept) = Swept::by(&line.name) {

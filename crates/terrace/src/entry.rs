@@ -12,7 +12,7 @@ use crate::clock::{Tick, WallTime};
 use crate::freshness::{Life, Written};
 use crate::implied::is_implied;
 use crate::key::tag_of_name;
-use crate::ledger::{Stamp, slot_of_tag};
+use crate::ledger::{Stamp, TagSlot};
 use crate::loaded::SourceAge;
 
 /// A value that the cache answered with.
@@ -174,9 +174,16 @@ pub(crate) struct Meta {
 /// Tags of an entry whose slots are kept with it.
 const FEW_TAGS: usize = 4;
 
-/// What few entries have.
-#[derive(Debug, Default)]
+/// What few entries have. What hits look at, where there are tags, comes first: it never lies in two
+/// lines of the processor's cache.
+#[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Details {
+    /// The last line up to which none was found to name the entry: those before need not be
+    /// compared with its tags again. Of the stamp's incarnation.
+    stood_at: AtomicU64,
+    /// Those of its tags in the mirror.
+    slots: [TagSlot; FEW_TAGS],
     pub(crate) tags: Arc<[Arc<str>]>,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
@@ -184,11 +191,6 @@ pub(crate) struct Details {
     pub(crate) is_hashed: bool,
     /// It was built from more than it can carry the names of.
     pub(crate) is_untraced: bool,
-    /// Those of its tags in the mirror, if they are few.
-    slots: [u16; FEW_TAGS],
-    /// The last line up to which none was found to name the entry: those before need not be
-    /// compared with its tags again. Of the stamp's incarnation.
-    stood_at: AtomicU64,
 }
 
 impl Meta {
@@ -244,6 +246,12 @@ impl Meta {
     }
 }
 
+impl Default for Details {
+    fn default() -> Self {
+        Self::new(Arc::default(), None, None, false)
+    }
+}
+
 impl Details {
     pub(crate) fn new(
         tags: Arc<[Arc<str>]>,
@@ -252,16 +260,18 @@ impl Details {
         is_hashed: bool,
     ) -> Self {
         let (is_untraced, stood_at) = (false, AtomicU64::new(0));
-        let mut slots = [0; FEW_TAGS];
-        for (slot, tag) in slots.iter_mut().zip(&*tags) {
-            *slot = slot_of_tag(tag);
+        let mut slots = [TagSlot::NONE; FEW_TAGS];
+        if tags.len() > FEW_TAGS {
+            slots = [TagSlot::UNKNOWN; FEW_TAGS];
+        } else {
+            slots.iter_mut().zip(&*tags).for_each(|(slot, tag)| *slot = TagSlot::of(tag));
         }
-        Self { tags, version, last_modified, is_hashed, is_untraced, slots, stood_at }
+        Self { stood_at, slots, tags, version, last_modified, is_hashed, is_untraced }
     }
 
-    /// The slots of its tags, unless there are too many.
-    pub(crate) fn slots(&self) -> Option<&[u16]> {
-        self.slots.get(..self.tags.len())
+    /// The slots of its tags; unknown ones if there are too many.
+    pub(crate) fn slots(&self) -> &[TagSlot] {
+        &self.slots
     }
 
     pub(crate) fn stood_at(&self) -> u64 {

@@ -32,6 +32,10 @@ const STAMP: Range<usize> = MAGIC.len() + 5 + 4 * 8..MAGIC.len() + 5 + 4 * 8 + 1
 /// The flag of a frame that has a MAC before its checksum.
 const WITH_MAC: u16 = 1;
 
+/// The flag of a frame whose stamp stands behind its checksum, twice: a server that knows the stamp
+/// and cannot compute the checksum has put it there.
+const STAMPED_BEHIND: u16 = 2;
+
 /// Bytes of the checksum at the end.
 const CHECKSUM: usize = 8;
 
@@ -179,6 +183,34 @@ pub fn stamped(frame: &Bytes, stamp: Stamp) -> Result<Bytes, FrameError> {
     Ok(stamped.freeze())
 }
 
+/// The same frame for a stamp that is added behind it, by whom it is stored: incarnation and number, as
+/// little-endian `u64`, and both once more. Until then it cannot be read.
+///
+/// Costs what [`stamped`] does, and fails as it does.
+///
+/// # Errors
+/// Those of [`stamped`].
+pub fn to_be_stamped(frame: &Bytes) -> Result<Bytes, FrameError> {
+    let body = authentic(checked(frame)?, None)?;
+    let mut open = BytesMut::with_capacity(frame.len());
+    open.put_slice(body.get(..FLAGS).ok_or(FrameError::Damaged)?);
+    open.put_u16_le(STAMPED_BEHIND);
+    open.put_slice(body.get(FLAGS + 2..).ok_or(FrameError::Damaged)?);
+    open.put_u64_le(checksum(&open));
+    Ok(open.freeze())
+}
+
+/// What is added behind a frame that is [to be stamped](to_be_stamped).
+#[must_use]
+pub fn stamp_behind(stamp: Stamp) -> [u8; 32] {
+    let words = [stamp.incarnation, stamp.number].map(u64::to_le_bytes);
+    let mut behind = [0; 32];
+    for (bytes, word) in behind.as_chunks_mut::<8>().0.iter_mut().zip(words.iter().cycle()) {
+        *bytes = *word;
+    }
+    behind
+}
+
 /// Reads a frame whose value, unpacked, is at most `limit` bytes.
 ///
 /// The value itself stays packed until [`Frame::value`]; nothing is copied but the
@@ -198,8 +230,13 @@ pub(crate) fn decode_signed(
     limit: usize,
     signer: Option<Signer<'_>>,
 ) -> Result<Frame, FrameError> {
-    let body = checked(bytes)?;
-    let mut rest = authentic(body, signer)?;
+    let (frame, behind) = split_stamp(bytes)?;
+    let body = checked(frame)?;
+    let mut rest = match (behind, signer) {
+        (Some(_), Some(_)) => return Err(FrameError::NoMac),
+        (Some(_), None) => body,
+        (None, signer) => authentic(body, signer)?,
+    };
     rest.advance(MAGIC.len() + 1);
     let (codec, packing, _) = (rest.get_u8(), rest.get_u8(), rest.get_u16_le());
     let codec = Codec::from_id(codec).ok_or(FrameError::Unknown)?;
@@ -207,7 +244,8 @@ pub(crate) fn decode_signed(
     let created = WallTime::from_millis(rest.get_u64_le());
     let (expires, stale_until) = (get_time(&mut rest), get_time(&mut rest));
     let last_modified = get_time(&mut rest);
-    let stamp = Stamp { incarnation: rest.get_u64_le(), number: rest.get_u64_le() };
+    let within = Stamp { incarnation: rest.get_u64_le(), number: rest.get_u64_le() };
+    let stamp = behind.unwrap_or(within);
     let size = usize::try_from(rest.get_u64_le()).map_err(|_| FrameError::TooLarge)?;
     let payload_length = usize::try_from(rest.get_u64_le()).map_err(|_| FrameError::Damaged)?;
     if size > limit {
@@ -258,6 +296,23 @@ impl Frame {
     #[must_use]
     pub fn stored_size(&self) -> usize {
         self.payload.len()
+    }
+}
+
+/// The frame without the stamp behind it, and that, if it is there.
+fn split_stamp(bytes: &[u8]) -> Result<(&[u8], Option<Stamp>), FrameError> {
+    let is_one = bytes.starts_with(&MAGIC) && bytes.get(MAGIC.len()) == Some(&FORMAT);
+    let flags = bytes.get(FLAGS..).and_then(|rest| rest.first_chunk()).copied();
+    if !is_one || flags.map(u16::from_le_bytes) != Some(STAMPED_BEHIND) {
+        return Ok((bytes, None));
+    }
+    let (frame, behind) = bytes.split_last_chunk::<32>().ok_or(FrameError::Damaged)?;
+    match *behind.as_chunks::<8>().0 {
+        [incarnation, number, again, once_more] if [incarnation, number] == [again, once_more] => {
+            let [incarnation, number] = [incarnation, number].map(u64::from_le_bytes);
+            Ok((frame, Some(Stamp { incarnation, number })))
+        }
+        _ => Err(FrameError::Damaged),
     }
 }
 

@@ -72,8 +72,16 @@ pub fn frames(input: &[u8]) {
     if let Some(flags) = whole.get_mut(6..8) {
         flags.copy_from_slice(&[0, 0]);
     }
+    let mut open = whole.clone();
     whole.extend(xxhash_rust::xxh3::xxh3_64(&whole).to_le_bytes());
     frame(&whole.into());
+    // The same with a stamp behind it.
+    if let Some(flags) = open.get_mut(6..8) {
+        flags.copy_from_slice(&[2, 0]);
+    }
+    open.extend(xxhash_rust::xxh3::xxh3_64(&open).to_le_bytes());
+    open.extend(frame::stamp_behind(Stamp { incarnation: u64::MAX, number: 1 }));
+    frame(&open.into());
 }
 
 fn frame(bytes: &Bytes) {

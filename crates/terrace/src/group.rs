@@ -3,7 +3,8 @@
 //! A call that finds nobody before it goes at once: nothing is held back in the hope of company.
 //! Where exchanges are made one after the other, those who come while one is under way are the next;
 //! databases know that as group commit. Where they need not wait for each other, those go together
-//! who came before the task that asks for them was run.
+//! who came before the task that asks for them was run. Which it is, an exchange decides: the next one
+//! begins when it lets go of its [turn](Turn).
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -15,11 +16,8 @@ use tokio::sync::oneshot;
 use crate::runtime::{BoxFuture, unless};
 
 /// What makes exchanges for many callers at once.
-pub(crate) trait Together<C: Send + 'static>: Send + Sync + 'static {
+pub(crate) trait Together<C: Send + 'static>: Sized + Send + Sync + 'static {
     type Answer: Send + 'static;
-
-    /// Whether an exchange begins only when the one before is over.
-    const ONE_AT_A_TIME: bool;
 
     fn group(&self) -> &Group<C, Self::Answer>;
 
@@ -28,8 +26,12 @@ pub(crate) trait Together<C: Send + 'static>: Send + Sync + 'static {
         1
     }
 
-    /// Answers all of these, in their order.
-    fn exchange(self: Arc<Self>, calls: Vec<C>) -> BoxFuture<'static, Vec<Self::Answer>>;
+    /// Answers all of these, in their order. The next exchange begins when `turn` is dropped.
+    fn exchange(
+        self: Arc<Self>,
+        calls: Vec<C>,
+        turn: Turn<Self, C>,
+    ) -> BoxFuture<'static, Vec<Self::Answer>>;
 
     /// Runs what callers are waiting for, whatever becomes of them.
     fn spawn(&self, task: BoxFuture<'static, ()>);
@@ -103,7 +105,7 @@ pub(crate) async fn ask<T: Together<C>, C: Send + 'static>(
 }
 
 /// Whose turn it is to take those who wait. It is passed on when it is dropped, by a panic say.
-struct Turn<T: Together<C>, C: Send + 'static> {
+pub(crate) struct Turn<T: Together<C>, C: Send + 'static> {
     asked: Arc<T>,
     has_begun: bool,
     calls: PhantomData<fn(C)>,
@@ -116,7 +118,6 @@ impl<T: Together<C>, C: Send + 'static> Turn<T, C> {
             turn.has_begun = true;
             let asked = Arc::clone(&turn.asked);
             let (calls, mut answers) = asked.group().next(T::size);
-            let _turn = T::ONE_AT_A_TIME.then_some(turn);
             if calls.is_empty() {
                 return;
             }
@@ -126,7 +127,7 @@ impl<T: Together<C>, C: Send + 'static> Turn<T, C> {
                     answer.closed().await;
                 }
             };
-            let answered = unless(move || gone, asked.exchange(calls)).await;
+            let answered = unless(move || gone, asked.exchange(calls, turn)).await;
             for (answer, sender) in answered.into_iter().flatten().zip(answers) {
                 // Whoever gave up needs no answer.
                 let _ = sender.send(answer);
@@ -174,8 +175,6 @@ mod tests {
     impl Together<u32> for Echo {
         type Answer = u32;
 
-        const ONE_AT_A_TIME: bool = true;
-
         fn group(&self) -> &Group<u32, u32> {
             &self.group
         }
@@ -184,8 +183,13 @@ mod tests {
             (call / 100) as usize
         }
 
-        fn exchange(self: Arc<Self>, calls: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
+        fn exchange(
+            self: Arc<Self>,
+            calls: Vec<u32>,
+            turn: Turn<Self, u32>,
+        ) -> BoxFuture<'static, Vec<u32>> {
             Box::pin(async move {
+                let _turn = turn;
                 self.exchanges.lock().push(calls.clone());
                 self.lets.acquire().await.unwrap().forget();
                 assert!(!calls.contains(&PANIC), "a panic that is meant");
@@ -296,13 +300,16 @@ mod tests {
     impl Together<u32> for Apart {
         type Answer = u32;
 
-        const ONE_AT_A_TIME: bool = false;
-
         fn group(&self) -> &Group<u32, u32> {
             &self.0.group
         }
 
-        fn exchange(self: Arc<Self>, calls: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
+        fn exchange(
+            self: Arc<Self>,
+            calls: Vec<u32>,
+            turn: Turn<Self, u32>,
+        ) -> BoxFuture<'static, Vec<u32>> {
+            drop(turn);
             Box::pin(async move {
                 self.0.exchanges.lock().push(calls.clone());
                 self.0.lets.acquire().await.unwrap().forget();

@@ -87,36 +87,54 @@ struct TagSlots {
     lines: Box<[AtomicU64]>,
 }
 
-/// Slots, which many tags may share.
-const TAG_SLOTS: u16 = 4096;
+/// Which slot the lines about a tag are noted in. Many tags may share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TagSlot(u16);
 
-/// The slot of a tag, as the ledger names it.
-pub(crate) fn slot_of_tag(tag: &str) -> u16 {
-    let hash = xxhash_rust::xxh3::xxh3_64(tag.as_bytes());
-    u16::try_from(hash % u64::from(TAG_SLOTS)).unwrap_or(0)
+impl TagSlot {
+    /// How many there are.
+    const COUNT: u16 = 4096;
+
+    /// That of no tag.
+    pub(crate) const NONE: Self = Self(Self::COUNT);
+
+    /// That of tags of which nothing is noted.
+    pub(crate) const UNKNOWN: Self = Self(u16::MAX);
+
+    /// That of a tag as the ledger names it.
+    pub(crate) fn of(tag: &str) -> Self {
+        let hash = xxhash_rust::xxh3::xxh3_64(tag.as_bytes());
+        Self(u16::try_from(hash % u64::from(Self::COUNT)).unwrap_or(0))
+    }
 }
 
 impl TagSlots {
+    const LINES: u16 = TagSlot::COUNT + 1;
+
     fn new() -> Self {
-        Self { lines: (0..TAG_SLOTS).map(|_| AtomicU64::new(0)).collect() }
+        Self { lines: (0..Self::LINES).map(|_| AtomicU64::new(0)).collect() }
     }
 
     /// Any tag may have been named by lines up to this one.
     fn fill(&self, number: u64) {
-        self.lines.iter().for_each(|line| line.store(number, Ordering::SeqCst));
+        for (slot, line) in (0..).map(TagSlot).zip(&self.lines) {
+            if slot != TagSlot::NONE {
+                line.store(number, Ordering::SeqCst);
+            }
+        }
     }
 
     fn note(&self, line: &Line) {
         let Name::Tag(tag) = &line.name else { return };
         let stale = implied::of_stale(tag);
-        let slot = slot_of_tag(stale.as_deref().unwrap_or(tag));
-        if let Some(last) = self.lines.get(usize::from(slot)) {
+        let slot = TagSlot::of(stale.as_deref().unwrap_or(tag));
+        if let Some(last) = self.lines.get(usize::from(slot.0)) {
             last.store(line.number, Ordering::SeqCst);
         }
     }
 
-    fn last(&self, slot: u16) -> u64 {
-        self.lines.get(usize::from(slot)).map_or(u64::MAX, |last| last.load(Ordering::SeqCst))
+    fn last(&self, slot: TagSlot) -> u64 {
+        self.lines.get(usize::from(slot.0)).map_or(u64::MAX, |last| last.load(Ordering::SeqCst))
     }
 }
 
@@ -156,7 +174,7 @@ impl Mirror {
 
     /// Whether nothing was invalidated since `stamp` but keys, and tags of other slots.
     #[inline]
-    pub(crate) fn is_undisturbed_but_by_other_tags(&self, stamp: Stamp, slots: &[u16]) -> bool {
+    pub(crate) fn is_undisturbed_but_by_other_tags(&self, stamp: Stamp, slots: &[TagSlot]) -> bool {
         stamp.number >= self.untagged.load(Ordering::SeqCst)
             && slots.iter().all(|&slot| self.tags.last(slot) <= stamp.number)
             && !self.is_foreign(stamp)
@@ -269,7 +287,7 @@ mod tests {
     #[test]
     fn lines_about_tags_disturb_those_of_their_slots_alone() {
         let mirror = Mirror::joining(&snapshot(10));
-        let slots = |tag: &str| [slot_of_tag(tag)];
+        let slots = |tag: &str| [TagSlot::of(tag)];
         let stands = |number, tag| mirror.is_undisturbed_but_by_other_tags(at(number), &slots(tag));
         // What was before it joined, it does not know.
         assert!(stands(10, ":own") && !stands(9, ":own"));
@@ -294,7 +312,7 @@ mod tests {
     /// Numbers of the ledger that is joined say nothing of an entry that the one before has killed.
     #[test]
     fn what_was_dead_stays_dead_while_another_ledger_is_joined() {
-        let slots = [slot_of_tag(":own")];
+        let slots = [TagSlot::of(":own")];
         for _ in 0..2_000 {
             let mirror = Mirror::joining(&snapshot(100));
             assert!(mirror.apply(7, &[Line { number: 101, name: Name::Tag(":own".into()) }]));

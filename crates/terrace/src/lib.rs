@@ -48,6 +48,7 @@ mod builder;
 mod bulkhead;
 mod cache;
 mod call;
+mod change;
 pub mod clock;
 mod codec;
 mod compress;

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::change::Changed;
 use crate::codec::ValueCodec;
-use crate::core::Invalidated;
 use crate::ledger::Name;
 use crate::options::Tiers;
 use crate::read::Wanted;
@@ -27,7 +27,7 @@ pub(crate) async fn write<V: Send + Sync + 'static>(
     entries: &[(Wanted, Fresh<V>)],
     names: &[Name],
     unwritten: Tiers,
-) -> Option<(Invalidated, bool)> {
+) -> Option<(Changed, bool)> {
     let core = &space.core;
     let most = core.authority.most_in_one_step();
     let bytes = entries.iter().map(|(_, fresh)| {
@@ -45,10 +45,10 @@ pub(crate) async fn write<V: Send + Sync + 'static>(
     }
     let puts = entries.iter().map(|(wanted, fresh)| put(space, codec, wanted, fresh, tier));
     let puts = puts.collect::<Option<Vec<_>>>()?;
-    let (invalidated, stored) = core.write(names.to_vec(), &puts).await?;
-    let Some(stored) = stored else { return Some((invalidated, false)) };
+    let changed = core.change(names.to_vec(), puts).await;
+    let Some(stored) = &changed.stored else { return Some((changed, false)) };
     let written = stored.iter().filter(|stored| **stored == Stored::Yes).count() as u64;
     counters.writes.fetch_add(written, Ordering::Relaxed);
     counters.refused.fetch_add(stored.len() as u64 - written, Ordering::Relaxed);
-    Some((invalidated, true))
+    Some((changed, true))
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use terrace::authority::{Authority, Written};
+use terrace::authority::{Authority, Write, Written};
 use terrace::clock::WallTime;
 use terrace::frame::{Header, decode, encode};
 use terrace::key::StoredKey;
@@ -163,27 +163,69 @@ async fn writes_in_one_step(subject: &Subject, authority: &dyn Authority) {
     let unstamped = || put_entry(&entry, "", Stamp::default());
     let before = position(authority).await;
     put_one(subject, put_entry(&entry, "before", before)).await;
-    let put = Put { frame: frame_of(&entry, b"written"), ..unstamped() };
-    let Written { appended, stored } = answered(authority.write(&line, &[put]).await);
+    let write = |frame: Bytes| {
+        let puts = vec![Put { frame, ..unstamped() }];
+        Write { names: line.to_vec(), puts }
+    };
+    let frame = frame_of(&entry, b"written");
+    let Written { appended, stored } = answered(authority.write(&[write(frame)]).await);
     let next = Stamp { number: before.number + 1, ..before };
     same(&appended.position, &next, "what is written has its line");
-    same(&appended.held, &vec![true], "the line drops what was there");
     same(&stored, &vec![Stored::Yes], "what is written is stored");
     let promise = "what is written is found, with the position of its line as its stamp";
-    let found = subject.get_one(&entry.key).await.and_then(|bytes| decode(&bytes, 1024).ok());
-    let value = found.as_ref().and_then(|frame| frame.value().ok().map(|value| value.to_vec()));
-    same(&value, &Some(b"written".to_vec()), promise);
-    same(&found.map(|frame| frame.header.stamp), &Some(next), promise);
+    same(&found(subject, &entry).await, &Some((b"written".to_vec(), next)), promise);
     let early = put_one(subject, put_entry(&entry, "early", before)).await;
     same(&early, &Stored::Refused, "what was loaded before is refused");
     same(&append(authority, Name::Key(Arc::clone(&entry.name))).await, &vec![true], promise);
     same(&subject.get_one(&entry.key).await, &None, "the next line drops what was written");
     // Whatever becomes of the value, the line is true.
-    let put = Put { frame: "no frame".into(), ..unstamped() };
-    let Written { appended, stored } = answered(authority.write(&line, &[put]).await);
+    answered(authority.write(&[write(frame_of(&entry, b"to be dropped"))]).await);
+    let Written { appended, stored } = answered(authority.write(&[write("no frame".into())]).await);
     same(&stored, &vec![Stored::Refused], "what nobody could read is not stored");
     same(&appended.position, &position(authority).await, "what is not stored has its line");
     same(&subject.get_one(&entry.key).await, &None, "what nobody could read is not stored");
+    writes_of_many_callers(subject, authority, &entry, write).await;
+}
+
+/// Each with the position of its own last line, in their order.
+async fn writes_of_many_callers(
+    subject: &Subject,
+    authority: &dyn Authority,
+    entry: &Entry,
+    write: impl Fn(Bytes) -> Write,
+) {
+    let promise = "writes in one step are done in their order";
+    let frame = |value: &[u8]| frame_of(entry, value);
+    let other = Entry::of(b"another");
+    let others = Write {
+        names: vec![Name::Set(Arc::clone(&other.name)), Name::Tag("kit:another".into())],
+        puts: vec![Put {
+            frame: frame_of(&other, b"other"),
+            ..put_entry(&other, "", Stamp::default())
+        }],
+    };
+    let invalidation = Write { names: vec![Name::Key(Arc::clone(&entry.name))], puts: Vec::new() };
+    let start = position(authority).await;
+    let at = |lines: u64| Stamp { number: start.number + lines, ..start };
+    let writes =
+        [write(frame(b"first")), others.clone(), invalidation.clone(), write(frame(b"last"))];
+    let Written { appended, stored } = answered(authority.write(&writes).await);
+    same(&(appended.position, appended.held.len()), &(at(5), 5), promise);
+    same(&stored, &vec![Stored::Yes; 3], promise);
+    same(&found(subject, entry).await, &Some((b"last".to_vec(), at(5))), promise);
+    same(&found(subject, &other).await, &Some((b"other".to_vec(), at(3))), promise);
+    let writes = [write(frame(b"again")), invalidation, others];
+    let Written { appended, .. } = answered(authority.write(&writes).await);
+    let held = appended.held.get(1).copied();
+    same(&held, &Some(true), "what is invalidated after it was written was held");
+    same(&found(subject, entry).await, &None, "what is invalidated after it was written is gone");
+    same(&found(subject, &other).await, &Some((b"other".to_vec(), at(9))), promise);
+}
+
+/// The value that is found under an entry's key, and its stamp.
+async fn found(subject: &Subject, entry: &Entry) -> Option<(Vec<u8>, Stamp)> {
+    let frame = decode(&subject.get_one(&entry.key).await?, 1024).ok()?;
+    Some((frame.value().ok()?.to_vec(), frame.header.stamp))
 }
 
 fn frame_of(entry: &Entry, value: &[u8]) -> Bytes {

@@ -34,7 +34,7 @@ use redis::Cmd;
 use crate::authority::Authority;
 use crate::clock::{Clock, WallTime};
 use crate::error::BuildError;
-use crate::group::{self, Group, Together};
+use crate::group::{self, Group, Together, Turn};
 use crate::key::StoredKey;
 use crate::runtime::BoxFuture;
 use crate::store::{
@@ -459,14 +459,17 @@ fn lives(now: WallTime, expires: Option<WallTime>) -> i64 {
 impl Together<Put> for Shared {
     type Answer = Result<Stored, StoreError>;
 
-    const ONE_AT_A_TIME: bool = true;
-
     fn group(&self) -> &Group<Put, Self::Answer> {
         &self.puts
     }
 
-    fn exchange(self: Arc<Self>, puts: Vec<Put>) -> BoxFuture<'static, Vec<Self::Answer>> {
+    fn exchange(
+        self: Arc<Self>,
+        puts: Vec<Put>,
+        turn: Turn<Self, Put>,
+    ) -> BoxFuture<'static, Vec<Self::Answer>> {
         Box::pin(async move {
+            let _turn = turn;
             let all: Vec<_> = puts.iter().collect();
             match (RedisStore { shared: self }).put_some(&all).await {
                 Ok(stored) => stored.into_iter().map(Ok).collect(),
@@ -484,14 +487,17 @@ impl Together<Put> for Shared {
 impl Together<String> for Shared {
     type Answer = Result<Option<Bytes>, StoreError>;
 
-    /// Answers come in the order of the questions, and the next question need not wait for them.
-    const ONE_AT_A_TIME: bool = false;
-
     fn group(&self) -> &Group<String, Self::Answer> {
         &self.gets
     }
 
-    fn exchange(self: Arc<Self>, keys: Vec<String>) -> BoxFuture<'static, Vec<Self::Answer>> {
+    fn exchange(
+        self: Arc<Self>,
+        keys: Vec<String>,
+        turn: Turn<Self, String>,
+    ) -> BoxFuture<'static, Vec<Self::Answer>> {
+        // Answers come in the order of the questions, and the next question need not wait for them.
+        drop(turn);
         Box::pin(async move {
             match get_all(&self.link, &keys).await {
                 Ok(frames) => frames.into_iter().map(Ok).collect(),

@@ -168,13 +168,14 @@ fn frames_of_other_formats_are_unknown() {
             unknown(FORMAT, &[1]);
             unknown(CODEC, &[1, 2, 3]);
             unknown(PACKING, &[0, 1]);
-            // The first flag says that there is a MAC.
-            if byte != 1 {
+            // The first flag says that there is a MAC, the second that there is a stamp behind.
+            if ![1, 2].contains(&byte) {
                 unknown(FLAGS, &[0]);
             }
             unknown(FLAGS + 1, &[0]);
         }
         assert_eq!(decode(&altered(&frame, FLAGS, &[1]), LIMIT).err(), Some(FrameError::NoKey));
+        assert_eq!(decode(&altered(&frame, FLAGS, &[2]), LIMIT).err(), Some(FrameError::Damaged));
         // A later format may be shorter, and have its checksum elsewhere.
         assert_eq!(decode(&Bytes::from_static(b"TRC\x02"), LIMIT).err(), Some(FrameError::Unknown));
         assert_eq!(decode(&altered(&frame, 0, b"TRD"), LIMIT).err(), Some(FrameError::Foreign));

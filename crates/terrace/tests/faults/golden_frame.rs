@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use terrace::clock::WallTime;
-use terrace::frame::{Header, decode, encode, stamped};
+use terrace::frame::{Header, decode, encode, stamp_behind, stamped, to_be_stamped};
 use terrace::key::StoredKey;
 use terrace::ledger::Stamp;
 use terrace::{Codec, Compression, Disk, Terrace, Tier};
@@ -88,6 +88,38 @@ fn a_frame_that_is_stamped_is_the_one_that_had_that_stamp() {
             assert!(stamped(&damaged.into(), stamp).is_err(), "byte {byte} of {}", frame.len());
         }
         assert!(stamped(&frame.slice(..frame.len() - 1), stamp).is_err());
+    }
+}
+
+#[test]
+fn a_frame_with_its_stamp_behind_is_as_documented() {
+    let stamp = Stamp { incarnation: 0x0123_4567_89ab_cdef, number: 42 };
+    let frame = encode(&smallest(), Vec::new(), Compression::default());
+    let open = to_be_stamped(&frame).unwrap();
+    let written = Bytes::from([&*open, &stamp_behind(stamp)].concat());
+    assert_eq!(hexadecimal(&written), hexadecimal(&documented("stamped-behind")));
+    assert_eq!(decode(&written, LIMIT).unwrap().header, Header { stamp, ..smallest() });
+}
+
+#[test]
+fn a_stamp_behind_a_frame_counts_and_every_flipped_bit_is_found() {
+    let stamp = Stamp { incarnation: 1 << 63 | 5, number: u64::MAX };
+    let (header, value) = every_field();
+    let frame = encode(&header, value.to_vec(), Compression::default());
+    let open = to_be_stamped(&frame).unwrap();
+    assert!(decode(&open, LIMIT).is_err(), "nobody has stamped it yet");
+    assert!(stamped(&open, stamp).is_err() && to_be_stamped(&open).is_err());
+    let whole = [&*open, &stamp_behind(stamp)].concat();
+    let read = decode(&whole.clone().into(), LIMIT).unwrap();
+    let payload = read.value().unwrap();
+    assert_eq!((read.header, &*payload), (Header { stamp, ..header }, value));
+    for bit in 0..whole.len() * 8 {
+        let mut damaged = whole.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(decode(&damaged.into(), LIMIT).is_err(), "bit {bit}");
+    }
+    for length in 0..whole.len() {
+        assert!(decode(&whole[..length].to_vec().into(), LIMIT).is_err(), "{length} bytes");
     }
 }
 

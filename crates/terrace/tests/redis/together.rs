@@ -65,3 +65,36 @@ async fn each_caller_has_the_answer_to_its_own_question() {
     // Several exchanges may be under way: on a slow machine each takes few.
     assert!(reads < KEYS as u64, "{reads} reads: they went one by one");
 }
+
+#[tokio::test]
+async fn a_write_is_one_exchange_however_many_go_with_it() {
+    let server = RedisServer::start().await.unwrap();
+    let (a, b) = (node(&server).await, node(&server).await);
+    assert!(a.texts.insert("key", "old".to_owned()).await.unwrap().is_settled());
+    let scripts = calls(&server, "evalsha").await;
+    assert!(a.texts.insert("key", "new".to_owned()).await.unwrap().is_settled());
+    assert_eq!(calls(&server, "evalsha").await - scripts, 1);
+    assert_eq!(b.get("key").await.as_deref(), Some("new"));
+    assert!(a.texts.invalidate("key").await.unwrap().is_settled());
+    assert_eq!(b.get("key").await, None, "the next line drops it");
+}
+
+/// Several values of one key go in one exchange: memory keeps the one that the server keeps.
+#[tokio::test]
+async fn the_last_of_those_who_write_one_key_together_is_the_one_that_stays() {
+    let server = RedisServer::start().await.unwrap();
+    let (a, b) = (node(&server).await, node(&server).await);
+    for round in 0..10 {
+        let keys: Vec<_> = (0..4).map(|key| format!("{round}/{key}")).collect();
+        let insert = async |call: usize| {
+            a.texts.insert(&keys[call % keys.len()], format!("value {call}")).await
+        };
+        for settled in join_all((0..100).map(insert)).await {
+            assert!(settled.unwrap().is_settled());
+        }
+        for key in &keys {
+            let (here, there) = (a.get(key).await, b.get(key).await);
+            assert!(here.is_some() && here == there, "{key}: {here:?}, {there:?}");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::batch::Batch;
 use super::budget::Cost;
 use super::{DiskStore, large, signed, unsigned};
-use crate::authority::{Answer, Appended, Authority, Written};
+use crate::authority::{Answer, Appended, Authority, Write, Written};
 use crate::clock::WallTime;
 use crate::frame;
 use crate::key::space_of;
@@ -50,24 +50,30 @@ impl Authority for DiskStore {
         self.shared.inline_bytes.min(usize::try_from(budget.largest_change() / 2).unwrap_or(0))
     }
 
-    fn write<'a>(&'a self, names: &'a [Name], puts: &'a [Put]) -> Answer<'a, Written> {
+    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
         let cost = |put: &Put| large::cost_of_row(put, put.frame.len());
-        let cost = puts.iter().map(cost).fold(Cost::lines(names.len()), Cost::and);
+        let lines = Cost::lines(writes.iter().map(|write| write.names.len()).sum());
+        let puts = writes.iter().flat_map(|write| &write.puts);
         // The lines have to be, the values not.
-        let cost = Cost { must_be: false, ..cost };
-        let (names, puts, largest) = (names.to_vec(), puts.to_vec(), self.shared.largest());
+        let cost = Cost { must_be: false, ..puts.map(cost).fold(lines, Cost::and) };
+        let (writes, largest) = (writes.to_vec(), self.shared.largest());
         Box::pin(self.write("write to the disk tier", cost, move |batch| {
-            let appended = append(batch, &names)?;
-            let stamp = appended.position;
-            let stored = puts.iter().map(|put| match frame::stamped(&put.frame, stamp) {
-                Ok(frame) => {
-                    let put = Put { frame, stamp, ..put.clone() };
-                    large::put_row(batch, &put, largest, false)
+            let (mut appended, mut stored) = (None, Vec::new());
+            for write in &writes {
+                let lines = append(batch, &write.names)?;
+                for put in &write.puts {
+                    stored.push(match frame::stamped(&put.frame, lines.position) {
+                        Ok(frame) => {
+                            let put = Put { frame, stamp: lines.position, ..put.clone() };
+                            large::put_row(batch, &put, largest, false)?
+                        }
+                        // Nobody could read it.
+                        Err(_) => Stored::Refused,
+                    });
                 }
-                // Nobody could read it.
-                Err(_) => Ok(Stored::Refused),
-            });
-            let stored = stored.collect::<rusqlite::Result<_>>()?;
+                appended = Some(and(appended, lines));
+            }
+            let appended = appended.map_or_else(|| append(batch, &[]), Ok)?;
             Ok(Written { appended, stored })
         }))
     }
@@ -268,6 +274,12 @@ fn append(batch: &mut Batch<'_>, names: &[Name]) -> rusqlite::Result<Appended> {
     }
     let (incarnation, _) = origin(batch.connection)?;
     Ok(Appended { position: Stamp { incarnation, number }, held, undropped: Vec::new() })
+}
+
+/// Lines, behind those before them.
+fn and(before: Option<Appended>, lines: Appended) -> Appended {
+    let held = before.into_iter().flat_map(|before| before.held).chain(lines.held).collect();
+    Appended { held, ..lines }
 }
 
 /// Drops leases, values and counters that `name` speaks of; of the broader names

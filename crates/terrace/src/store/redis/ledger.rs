@@ -15,21 +15,26 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
-use super::RedisStore;
 use super::apart::Voided;
 use super::reply::{array, array_of, fields, integer, integers, odd, text, unsigned};
 use super::scripts::{Call, Script};
-use crate::authority::{Answer, Appended, Authority};
+use super::{RedisStore, lives};
+use crate::authority::{Answer, Appended, Authority, Write, Written};
 use crate::clock::WallTime;
+use crate::frame;
 use crate::ledger::{Line, Name, Names, Stamp};
 use crate::protocol::{Follow, Lease, Leased, Snapshot};
-use crate::store::{Scope, StoreError};
+use crate::store::{Put, Scope, StoreError, StoreErrorKind, Stored};
 
 /// Lines that one answer brings.
 const LINES_AT_ONCE: usize = 1_000;
 
 /// Keys that one answer brings which were named lately.
 const NAMED_AT_ONCE: usize = 4_096;
+
+/// Bytes of values that are written in one step with their lines: while the server does that, it does
+/// nothing else.
+const MOST_IN_ONE_STEP: usize = 16 << 10;
 
 /// How long a question waits at the server for lines that come: silence is noticed after this.
 const WAITS_MILLIS: u64 = 1000;
@@ -128,37 +133,19 @@ impl RedisStore {
         if self.shared.is_apart && condition.is_none() {
             self.void_before(names, &mut voided).await;
         }
-        let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
-        let (incarnation, number, tip) = self.shared.known.newest();
-        call.arg(hex(incarnation)).arg(number).arg(tip);
-        call.arg(hex(fastrand::u64(..))).arg(u8::from(self.shared.is_apart));
-        match condition {
-            None => {
-                call.arg("");
-            }
-            Some((ticket, names)) => {
-                call.arg(hex(ticket.incarnation)).arg(ticket.number);
-                call.arg(names.key).arg(names.tags.len());
-                for tag in names.tags {
-                    call.arg(&**tag);
-                }
-            }
-        }
+        let mut call = self.append_call(false, condition);
+        call.arg(names.len());
         for name in names {
             let (kind, text) = parts(name);
-            call.arg(kind).arg(text);
+            call.arg(kind).arg(text).arg("");
         }
         let answer = call.ask(&self.shared.link, DOING).await?;
         if answer == Value::Nil {
             return Ok(None);
         }
-        let [incarnation, number, tip, held] = fields(answer, DOING)?;
-        let position =
-            Stamp { incarnation: unhex(incarnation, DOING)?, number: unsigned(number, DOING)? };
-        self.shared.known.note(position.incarnation, position.number, text(tip, DOING)?);
+        let (position, held) = self.note_appended(answer, DOING)?;
         if !self.shared.is_apart {
-            let held = integers(held, DOING)?.into_iter().map(|held| held > 0).collect();
-            return Ok(Some(Appended { position, held, undropped: Vec::new() }));
+            return Ok(Some(all_dropped(position, held, DOING)?));
         }
         let schemas = array_of(held, names.len(), DOING)?.into_iter();
         let schemas: Vec<_> = schemas.map(|texts| text(texts, DOING)).collect::<Result<_, _>>()?;
@@ -174,6 +161,84 @@ impl RedisStore {
         self.shared.apart.note_sent(names, self.shared.clock.elapsed());
         let Voided { held, undropped } = voided;
         Ok(Some(Appended { position, held, undropped: undropped.into_iter().collect() }))
+    }
+
+    /// A call that appends lines, for which the arguments of the writes are missing.
+    fn append_call(&self, has_frames: bool, condition: Option<(Stamp, Names<'_>)>) -> Call<'_> {
+        let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
+        let (incarnation, number, tip) = self.shared.known.newest();
+        call.arg(hex(incarnation)).arg(number).arg(tip);
+        call.arg(hex(fastrand::u64(..))).arg(u8::from(self.shared.is_apart));
+        call.arg(u8::from(has_frames));
+        match condition {
+            None => {
+                call.arg("");
+            }
+            Some((ticket, names)) => {
+                call.arg(hex(ticket.incarnation)).arg(ticket.number);
+                call.arg(names.key).arg(names.tags.len());
+                for tag in names.tags {
+                    call.arg(&**tag);
+                }
+            }
+        }
+        call
+    }
+
+    /// The position of the last line that was appended, which is noted, and what the server says of the
+    /// names.
+    fn note_appended(
+        &self,
+        answer: Value,
+        doing: &'static str,
+    ) -> Result<(Stamp, Value), StoreError> {
+        let [incarnation, number, tip, held] = fields(answer, doing)?;
+        let position =
+            Stamp { incarnation: unhex(incarnation, doing)?, number: unsigned(number, doing)? };
+        self.shared.known.note(position.incarnation, position.number, text(tip, doing)?);
+        Ok((position, held))
+    }
+
+    async fn write_all(&self, writes: &[Write]) -> Result<Written, StoreError> {
+        const DOING: &str = "write to the Redis tier";
+        let now = self.shared.clock.wall();
+        let all = || writes.iter().flat_map(|write| &write.puts);
+        if all().any(|put| put.frame.len() > self.shared.max_value_bytes) {
+            // What becomes of it is found out without the lines.
+            return Err(StoreError::new(StoreErrorKind::Full, DOING));
+        }
+        let frames: Vec<_> = all().map(|put| frame::to_be_stamped(&put.frame).ok()).collect();
+        let mut call = self.append_call(true, None);
+        let mut left = &*frames;
+        for write in writes {
+            let (own, others) = left.split_at(write.puts.len());
+            left = others;
+            call.arg(write.names.len());
+            for name in &write.names {
+                let (kind, text) = parts(name);
+                call.arg(kind).arg(text);
+                // The last of a name is the one that counts.
+                let frames = write.puts.iter().zip(own).rev();
+                match frames
+                    .filter(|(put, _)| is_of(put, name))
+                    .find_map(|(put, frame)| Some((put, frame.as_ref()?)))
+                {
+                    Some((put, frame)) => {
+                        let (_, schema) = put.key.name_and_schema();
+                        call.arg(schema).arg(lives(now, put.expires)).arg(&**frame);
+                    }
+                    None => {
+                        call.arg("");
+                    }
+                }
+            }
+        }
+        // Nobody could read what is no frame.
+        let stored = |frame: &Option<_>| frame.as_ref().map_or(Stored::Refused, |_| Stored::Yes);
+        let stored = frames.iter().map(stored).collect();
+        let answer = call.ask(&self.shared.link, DOING).await?;
+        let (position, held) = self.note_appended(answer, DOING)?;
+        Ok(Written { appended: all_dropped(position, held, DOING)?, stored })
     }
 
     async fn follow_from(&self, position: Stamp) -> Result<Follow, StoreError> {
@@ -348,6 +413,15 @@ impl Authority for RedisStore {
         })
     }
 
+    fn most_in_one_step(&self) -> usize {
+        // On a cluster values lie on other servers than the ledger.
+        if self.shared.is_apart { 0 } else { MOST_IN_ONE_STEP.min(self.shared.max_value_bytes / 2) }
+    }
+
+    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
+        Box::pin(self.write_all(writes))
+    }
+
     fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {
         Box::pin(async {
             Ok(if self.shared.is_apart { self.void_again(names).await } else { Vec::new() })
@@ -499,6 +573,19 @@ fn scored<T>(
 }
 
 /// How the kinds of names are written.
+/// Whether a frame lies under the key that a line names.
+fn is_of(put: &Put, name: &Name) -> bool {
+    let ([space, key], _) = put.key.name_and_schema();
+    let (Name::Key(text) | Name::Set(text)) = name else { return false };
+    text.strip_prefix(space).and_then(|rest| rest.strip_prefix(':')) == Some(key)
+}
+
+/// What appending did where each value is dropped in the same step.
+fn all_dropped(position: Stamp, held: Value, doing: &'static str) -> Result<Appended, StoreError> {
+    let held = integers(held, doing)?.into_iter().map(|held| held > 0).collect();
+    Ok(Appended { position, held, undropped: Vec::new() })
+}
+
 fn parts(name: &Name) -> (&'static str, &str) {
     match name {
         Name::Key(text) => ("k", text),

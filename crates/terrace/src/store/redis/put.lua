@@ -8,7 +8,7 @@
 local is_apart = ARGV[4] == '1'
 local answers, at = {}, 5
 while at <= #ARGV do
-    local name, schema, lives = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+    local name, schema, lives = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     local incarnation, number, count = ARGV[at + 3], tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
     local tags = {}
     for tag = 1, count do
@@ -30,14 +30,9 @@ while at <= #ARGV do
             redis.call('HSET', schemas_key, space, schemas .. ' ' .. schema)
             keep()
         end
-        if is_apart then
-            -- Whoever asks stores it.
-        elseif lives > 0 then
-            redis.call('SET', key, frame, 'PX', lives)
-        elseif lives == 0 then
-            redis.call('SET', key, frame)
-        else
-            redis.call('UNLINK', key)
+        -- One that lies apart is stored by whoever asks.
+        if not is_apart then
+            store(key, lives, frame)
         end
         answers[#answers + 1] = 1
     end

@@ -8,12 +8,5 @@ local incarnation, number = string.match(redis.call('GET', KEYS[1]) or '', '^(%x
 if incarnation == ARGV[1] and tonumber(number) > tonumber(ARGV[2]) then
     return 0
 end
-local lives = tonumber(ARGV[3])
-if lives > 0 then
-    redis.call('SET', KEYS[2], ARGV[4], 'PX', lives)
-elseif lives == 0 then
-    redis.call('SET', KEYS[2], ARGV[4])
-else
-    redis.call('UNLINK', KEYS[2])
-end
+store(KEYS[2], ARGV[3], ARGV[4])
 return 1

@@ -48,8 +48,14 @@ impl Scripts {
         };
         let alone = |code: &str, twin| Script::new(code.into(), Twin::Alone(twin));
         Self {
-            append: of_ledger(include_str!("append.lua"), Twin::Writes(twins::append)),
-            put: of_ledger(include_str!("put.lua"), Twin::Writes(twins::put)),
+            append: of_ledger(
+                concat!(include_str!("store.lua"), include_str!("append.lua")),
+                Twin::Writes(twins::append),
+            ),
+            put: of_ledger(
+                concat!(include_str!("store.lua"), include_str!("put.lua")),
+                Twin::Writes(twins::put),
+            ),
             follow: of_ledger(include_str!("follow.lua"), Twin::Reads(twins::follow)),
             snapshot: of_ledger(include_str!("snapshot.lua"), Twin::Reads(twins::snapshot)),
             distrust: of_ledger(include_str!("distrust.lua"), Twin::Writes(twins::distrust)),
@@ -58,7 +64,10 @@ impl Scripts {
                 Twin::Writes(twins::count),
             ),
             latest: of_ledger(include_str!("latest.lua"), Twin::Reads(twins::latest)),
-            put_apart: alone(include_str!("put_apart.lua"), twins::put_apart),
+            put_apart: alone(
+                concat!(include_str!("store.lua"), include_str!("put_apart.lua")),
+                twins::put_apart,
+            ),
             count_apart: alone(
                 concat!(
                     include_str!("clock.lua"),

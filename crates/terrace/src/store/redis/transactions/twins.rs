@@ -7,7 +7,9 @@ use redis::Value;
 use super::counter::{self, Change, Counter, SPARE};
 use super::ledger::{Head, KEPT, Keys, Ledger, Part, key_of, line_number};
 use super::view::{Answer, Args, View, bulk, int, items, key, text};
+use crate::frame::stamp_behind;
 use crate::key::space_of;
+use crate::ledger::Stamp;
 use crate::store::StoreError;
 
 /// A twin, by what it reaches.
@@ -38,7 +40,7 @@ pub(in crate::store::redis) fn append(
     head: &Head<'_>,
 ) -> Result<Answer, StoreError> {
     let (incarnation, number, tip) = (args.text()?, args.number::<u64>()?, args.text()?);
-    let (random, is_apart) = (args.text()?, args.flag()?);
+    let (random, is_apart, _has_frames) = (args.text()?, args.flag()?, args.flag()?);
     // Somebody knows a later line than there is: the server was put back to an older state.
     let is_later = number > ledger.last || (number == ledger.last && tip != ledger.tip);
     if incarnation == ledger.incarnation && is_later {
@@ -53,15 +55,24 @@ pub(in crate::store::redis) fn append(
     }
     let mut held = Vec::new();
     while !args.is_over() {
-        let (kind, name) = (args.text()?, args.text()?);
-        ledger.append(kind, name, format!("{random}{}", held.len() + 1));
-        let is_key = matches!(kind, "k" | "w");
-        held.push(match (is_apart, is_key) {
-            (true, true) => Held::Schemas(ledger.schemas_of(name)),
-            (true, false) => Held::Schemas(String::new()),
-            (false, true) => void_beside(ledger, name, kind == "k", head),
-            (false, false) => Held::No,
-        });
+        let count = args.number::<u64>()?;
+        let last = ledger.last + count;
+        for _ in 0..count {
+            let (kind, name, schema) = (args.text()?, args.text()?, args.text()?);
+            ledger.append(kind, name, format!("{random}{}", held.len() + 1));
+            let is_key = matches!(kind, "k" | "w");
+            held.push(match (is_apart, is_key) {
+                _ if !schema.is_empty() => {
+                    let (lives, frame) = (args.number()?, args.bytes()?);
+                    replace(ledger, name, schema, lives, frame, last, head);
+                    Held::No
+                }
+                (true, true) => Held::Schemas(ledger.schemas_of(name)),
+                (true, false) => Held::Schemas(String::new()),
+                (false, true) => void_beside(ledger, name, kind == "k", head),
+                (false, false) => Held::No,
+            });
+        }
     }
     let (incarnation, last) = (bulk(&*ledger.incarnation), int(ledger.last));
     let tip = bulk(&*ledger.tip);
@@ -77,6 +88,25 @@ pub(in crate::store::redis) fn append(
         });
         Value::Array(vec![incarnation, last, tip, Value::Array(held.collect())])
     })))
+}
+
+/// Stores a frame in the place of whatever lies beside the ledger under its name; `last` is its stamp.
+fn replace(
+    ledger: &mut Ledger<'_>,
+    name: &str,
+    schema: &str,
+    lives: i64,
+    frame: &[u8],
+    last: u64,
+    head: &Head<'_>,
+) {
+    void_beside(ledger, name, false, head);
+    ledger.note_schema(name, schema);
+    // Of an incarnation that was not read yet nothing is written.
+    let incarnation = u64::from_str_radix(&ledger.incarnation, 16).unwrap_or(0);
+    let behind = stamp_behind(Stamp { incarnation, number: last });
+    let key = key_of(head.prefix, name, &format!("1:{schema}"));
+    store(ledger.view, &key, &[frame, &behind].concat(), lives);
 }
 
 /// Drops what lies beside the ledger under a name.
