@@ -86,6 +86,7 @@ mod read;
 mod removal;
 mod retry;
 pub mod runtime;
+mod savings;
 pub mod schema;
 mod source;
 mod space;
@@ -121,6 +122,7 @@ pub use loaded::Loaded;
 #[cfg(feature = "mac")]
 pub use mac::MacKeys;
 pub use many::LoadMany;
+pub use savings::Savings;
 pub use source::{Change, Write, WriteBatch, WriteBehind, WriteId};
 pub use space::{Mode, Space, SpaceBuilder};
 pub use stats::{

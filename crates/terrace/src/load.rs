@@ -473,6 +473,10 @@ impl<V: Send + Sync + 'static> Job<V> {
         Brought { time: load_time, built_from, .. }: &Brought<()>,
     ) -> Option<New<V>> {
         let Request { space, codec, options, .. } = &self.request;
+        space.counters.load_cost.add(loaded.cost);
+        if !matches!(loaded.answer, Answer::Failed(_)) {
+            bump(&space.counters.loaded);
+        }
         let mut built_from = built_from.clone();
         if let Err(error) = loaded.dependencies.add_to(&mut built_from) {
             let Error::Dependencies(reason) = error else {
@@ -765,6 +769,7 @@ pub(crate) async fn run<A>(
     let loaded = unless(|| runtime.sleep(limit), loading).await;
     let time = clock.elapsed().saturating_sub(started);
     space.counters.load_time.add(time);
+    space.counters.load_cost.add(space.policy.load_cost);
     match loaded {
         Some(Ok(Ok(answer))) => {
             let built_from = tracker.map(|tracker| tracker.built_from()).unwrap_or_default();

@@ -50,6 +50,7 @@ pub struct Loaded<V> {
     pub(crate) dependencies: Dependencies,
     pub(crate) version: Option<Arc<str>>,
     pub(crate) last_modified: Option<WallTime>,
+    pub(crate) cost: f64,
 }
 
 #[derive(Debug)]
@@ -76,6 +77,7 @@ impl<V> Loaded<V> {
             dependencies: Dependencies::default(),
             version: None,
             last_modified: None,
+            cost: 0.0,
         }
     }
 
@@ -145,6 +147,13 @@ impl<V> Loaded<V> {
     /// this is what tells older from newer.
     pub fn last_modified(self, time: WallTime) -> Self {
         Self { last_modified: Some(time), ..self }
+    }
+
+    /// What this load has cost, beside [what each of its space does](crate::SpaceBuilder::load_cost):
+    /// tokens, cents, rows that were read. For the statistics alone; what is negative or no number
+    /// counts as nothing.
+    pub fn cost(self, cost: f64) -> Self {
+        Self { cost, ..self }
     }
 }
 

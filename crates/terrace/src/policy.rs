@@ -24,6 +24,8 @@ pub(crate) struct Policy {
     pub(crate) refresh_at: Option<f64>,
     /// The factor of the probabilistic early refresh, if it is wanted.
     pub(crate) early: Option<f64>,
+    /// What a load costs.
+    pub(crate) load_cost: f64,
     /// How often a source that has a version probe is asked about an entry that is read.
     pub(crate) check_every: Option<Duration>,
     /// How long a load may take while something stale could answer.
@@ -58,6 +60,7 @@ impl Default for Policy {
             negative_ttl: None,
             refresh_at: Some(0.8),
             early: None,
+            load_cost: 0.0,
             check_every: None,
             soft_deadline: Duration::from_secs(1),
             load_deadline: Duration::from_secs(30),

@@ -12,6 +12,7 @@ use histogram::{AtomicHistogram, Config, Histogram};
 
 use crate::clock::nanos;
 use crate::guard::BreakerState;
+use crate::savings::Costs;
 use crate::store::{Health, StoreError};
 
 /// What happened in a cache since it was built.
@@ -162,6 +163,11 @@ pub struct SpaceStats {
     pub overloaded: u64,
     /// How long loads took.
     pub load_time: Times,
+    /// Values that loads have brought, also that there is none: several, for a load of many keys.
+    pub loaded: u64,
+    /// What loads have cost: [`SpaceBuilder::load_cost`](crate::SpaceBuilder::load_cost) each, and what
+    /// their loaders [said](crate::Loaded::cost).
+    pub load_cost: f64,
 }
 
 /// What happened in all spaces of one [kind](crate::Kind).
@@ -317,6 +323,8 @@ pub(crate) struct SpaceCounters {
     pub(crate) untraced: AtomicU64,
     pub(crate) overloaded: AtomicU64,
     pub(crate) load_time: TimeCounters,
+    pub(crate) loaded: AtomicU64,
+    pub(crate) load_cost: Costs,
 }
 
 impl SpaceCounters {
@@ -334,6 +342,8 @@ impl SpaceCounters {
             untraced: AtomicU64::new(0),
             overloaded: AtomicU64::new(0),
             load_time: TimeCounters::default(),
+            loaded: AtomicU64::new(0),
+            load_cost: Costs::default(),
         }
     }
 

@@ -147,6 +147,14 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
         self
     }
 
+    /// What a load costs at the source, whether it succeeds or not, in a unit of your own: cents,
+    /// tokens, rows. For [`SpaceStats::savings`](crate::SpaceStats::savings); a loader may
+    /// [add to it](crate::Loaded::cost). Nothing unless set.
+    pub fn load_cost(mut self, cost: f64) -> Self {
+        self.policy.load_cost = cost;
+        self
+    }
+
     /// Entries that were not read for so long are gone from memory, whatever their TTL; tiers
     /// below memory keep them no longer than this. Not limited unless set.
     pub fn idle(mut self, time: Duration) -> Self {
@@ -388,6 +396,9 @@ impl<K: Key + ?Sized, V: Send + Sync + 'static> SpaceBuilder<K, V> {
         }
         if self.policy.early.is_some_and(|factor| !(factor.is_finite() && factor > 0.0)) {
             return Err(BuildError::Setting("the factor of early_refresh is a positive number"));
+        }
+        if !(self.policy.load_cost.is_finite() && self.policy.load_cost >= 0.0) {
+            return Err(BuildError::Setting("load_cost is a number that is not negative"));
         }
         if self.policy.max_loads == Some(0) {
             return Err(BuildError::Setting("max_loads is at least 1"));

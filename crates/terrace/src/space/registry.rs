@@ -278,6 +278,8 @@ impl Registered {
             untraced: counters.untraced.load(Ordering::Relaxed),
             overloaded: counters.overloaded.load(Ordering::Relaxed),
             load_time: counters.load_time.snapshot(),
+            loaded: counters.loaded.load(Ordering::Relaxed),
+            load_cost: counters.load_cost.sum(),
         }
     }
 }

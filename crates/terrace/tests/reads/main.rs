@@ -21,6 +21,7 @@ mod not_found;
 mod options;
 mod probe;
 mod refresh;
+mod savings;
 mod slow;
 mod stampede;
 #[path = "../support/mod.rs"]
