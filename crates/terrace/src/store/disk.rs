@@ -214,7 +214,10 @@ impl DiskStore {
         };
         let root = path.parent().unwrap_or(&path);
         let folder = Arc::new(Folder::new(root, folder).map_err(cannot("open its directory"))?);
-        let budget = Budget::new(settings.max_bytes);
+        // The shares are those of what there is: a log that is small beside the limit alone could take
+        // all of a small file system, and could not be written back to the database then.
+        let most = settings.max_bytes.min(place::most_bytes(root));
+        let budget = Budget::new(most.max(LEAST));
         let touches = Arc::new(Touches::new(settings.eviction));
         let evicted = Arc::new(AtomicU64::new(0));
         let surroundings = Surroundings {

@@ -5,7 +5,7 @@
 //! needs to wait for that too. Only the end of it, which cuts the log off, keeps writers away, and
 //! has next to nothing left to copy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::budget::{length, log_of};
-use super::connection;
 use super::turn::Turn;
+use super::{connection, place};
 
 /// How long the end of a checkpoint waits for readers, while writers wait for it.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -35,12 +35,12 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// For the database at `path`, whose log is cut off when it has reached `from` bytes.
-    pub(super) fn start(path: PathBuf, from: u64) -> std::io::Result<Self> {
+    /// For the database at `path`, whose log may take so many bytes.
+    pub(super) fn start(path: PathBuf, share: u64) -> std::io::Result<Self> {
         let (due, when_due) = sync_channel(1);
         let thread = thread::Builder::new()
             .name("terrace-log".into())
-            .spawn(move || make_checkpoints(&path, from, &when_due))?;
+            .spawn(move || make_checkpoints(&path, share, &when_due))?;
         Ok(Self { due, thread: Some(thread) })
     }
 
@@ -58,12 +58,21 @@ impl Checkpoints {
     }
 }
 
-fn make_checkpoints(path: &std::path::Path, from: u64, when_due: &Receiver<Why>) {
+/// Whether a log of so many bytes, which may take `share`, is to be cut off beside those who write: it
+/// has to be copied into the database, and that needs room on the disk, too.
+pub(super) fn is_long(log: u64, share: u64, directory: &Path) -> bool {
+    // Below that nobody is helped.
+    const SHORT: u64 = 512 << 10;
+    log > share / 2 || (log > SHORT && log > place::free_bytes(directory) / 2)
+}
+
+fn make_checkpoints(path: &Path, share: u64, when_due: &Receiver<Why>) {
     let log = log_of(path);
+    let directory = path.parent().unwrap_or(path);
     let mut connection = None;
-    let turn = Turn::among(path.parent().unwrap_or(path));
+    let turn = Turn::among(directory);
     while let Ok(why) = when_due.recv() {
-        if why == Why::LogIsLong && length(&log).unwrap_or(0) < from {
+        if why == Why::LogIsLong && !is_long(length(&log).unwrap_or(0), share, directory) {
             continue;
         }
         let made = match &connection {
@@ -75,7 +84,7 @@ fn make_checkpoints(path: &std::path::Path, from: u64, when_due: &Receiver<Why>)
         };
         if let Err(error) = made {
             // The writer makes one itself when the log may not become longer.
-            tracing::debug!(%error, log = length(&log).unwrap_or(0), from, "no checkpoint was made");
+            tracing::debug!(%error, log = length(&log).unwrap_or(0), "no checkpoint was made");
             connection = None;
         }
     }

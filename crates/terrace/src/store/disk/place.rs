@@ -1,4 +1,5 @@
-//! The **place** of a directory: whether its file system is one of this machine's own.
+//! The **place** of a directory: whether its file system is one of this machine's own, and how much
+//! of it there is.
 //!
 //! SQLite's write-ahead log has an index that all processes share in memory, and locks that all of
 //! them see. A file system that other machines have mounted too keeps neither promise, and a
@@ -24,6 +25,23 @@ pub(super) fn check(directory: &Path) -> Result<(), BuildError> {
         Some(kind) => Err(BuildError::NetworkFileSystem { path: directory.into(), kind }),
         None => Ok(()),
     }
+}
+
+/// Bytes that a directory may take at most, because its file system has no more. A little of it is
+/// the file system's own.
+pub(super) fn most_bytes(directory: &Path) -> u64 {
+    let Ok(found) = rustix::fs::statvfs(directory) else { return u64::MAX };
+    match found.f_blocks.saturating_mul(found.f_frsize) {
+        // Of some it is not known.
+        0 => u64::MAX,
+        all => all - all / 16,
+    }
+}
+
+/// Bytes that its file system has left.
+pub(super) fn free_bytes(directory: &Path) -> u64 {
+    let found = rustix::fs::statvfs(directory);
+    found.map_or(u64::MAX, |found| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
 use super::batch::Batch;
 use super::budget::{Budget, Cost, Taken, length, log_of};
-use super::checkpoints::{Checkpoints, Why, checkpoint};
+use super::checkpoints::{Checkpoints, Why, checkpoint, is_long};
 use super::connection;
 use super::failed;
 use super::folder::Folder;
@@ -94,7 +94,7 @@ impl Room {
             touches,
             evicted,
             turn: Turn::among(directory),
-            checkpoints: Checkpoints::start(path.to_owned(), cut_from(&budget))?,
+            checkpoints: Checkpoints::start(path.to_owned(), budget.log)?,
             removed: Vec::new(),
             _lock: lock,
         })
@@ -220,7 +220,7 @@ impl Room {
             if !cost.must_be && length(&self.log).unwrap_or(0) + grows > self.budget.log {
                 return Err(log_is_full());
             }
-        } else if taken > cut_from(&self.budget) {
+        } else if is_long(taken, self.budget.log, self.path.parent().unwrap_or(&self.path)) {
             self.checkpoints.are_due(Why::LogIsLong);
         }
         Ok(())
@@ -305,11 +305,6 @@ impl Room {
             tracing::debug!(%error, "the log stays until the next start");
         }
     }
-}
-
-/// How long the log is when it is cut off beside those who write.
-fn cut_from(budget: &Budget) -> u64 {
-    budget.log / 2
 }
 
 fn log_is_full() -> rusqlite::Error {
