@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use terrace::authority::{Answer, Appended, Authority, Write, Written};
+use terrace::authority::{Answer, Append, Appended, Authority, Written};
 use terrace::clock::WallTime;
 use terrace::key::StoredKey;
 use terrace::ledger::{Name, Names, Stamp};
@@ -589,8 +589,8 @@ impl Authority for ChaosAuthority {
         self.inner.most_in_one_step()
     }
 
-    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
-        self.chaos.relay(Verb::Write, || self.inner.write(writes))
+    fn write<'a>(&'a self, appends: &'a [Append]) -> Answer<'a, Written> {
+        self.chaos.relay(Verb::Write, || self.inner.write(appends))
     }
 
     fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {

@@ -47,14 +47,14 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
         0
     }
 
-    /// Appends the lines of each write and stores its frames, everything in one step. The
-    /// [stamp](crate::frame::stamped) of frames is the position of the last line of their write, whatever
-    /// they say.
+    /// Appends the lines of each and stores its frames, everything in one step, in this order. The
+    /// [stamp](crate::frame::stamped) of frames is the position of the last line that came with them,
+    /// whatever they say.
     ///
     /// An error says that nothing of it was done, or that nobody knows. With [`StoreErrorKind::Full`]
     /// there was no room for the values, and the lines can still be [appended](Self::append).
-    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
-        let _ = writes;
+    fn write<'a>(&'a self, appends: &'a [Append]) -> Answer<'a, Written> {
+        let _ = appends;
         Box::pin(std::future::ready(Err(StoreError::new(
             StoreErrorKind::Other,
             "write in one step",
@@ -133,9 +133,9 @@ pub struct Appended {
     pub undropped: Vec<usize>,
 }
 
-/// Lines, and frames that are stored in the same step.
+/// Lines to be appended, and frames that are stored in the same step.
 #[derive(Clone, Debug)]
-pub struct Write {
+pub struct Append {
     /// What the lines name: the key of each frame once, and whatever else.
     pub names: Vec<Name>,
     /// The frames, if there are any.
@@ -145,9 +145,9 @@ pub struct Write {
 /// What writing in one step did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The lines of all writes, one after the other.
+    /// All lines, one after the other.
     pub appended: Appended,
-    /// What became of each frame of all writes.
+    /// What became of each frame.
     pub stored: Vec<Stored>,
 }
 

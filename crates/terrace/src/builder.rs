@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::append::APPENDED_AT_ONCE;
 use crate::authority::{Authority, LocalAuthority};
 use crate::bulkhead::Bulkhead;
 use crate::cache::Terrace;
-use crate::change::APPENDED_AT_ONCE;
 use crate::clock::{AnyClock, Clock, SteadyWall, SystemClock};
 use crate::codec::Codec;
 use crate::core::{Core, Engine};
@@ -337,7 +337,7 @@ impl Builder {
             steady_wall: SteadyWall::default(),
             runtime,
             largest: (0..=tiers.len()).map(|_| AtomicU64::new(0)).collect(),
-            changes: Group::new(APPENDED_AT_ONCE),
+            appends: Group::new(APPENDED_AT_ONCE),
             following: tokio::sync::Mutex::new(()),
             heard,
             is_isolated: AtomicBool::new(false),

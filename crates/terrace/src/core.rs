@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::authority::{Answer, Authority, Write};
+use crate::append::Invalidated;
+use crate::authority::{Answer, Append, Authority};
 use crate::bulkhead::Bulkhead;
-use crate::change::Changed;
 use crate::clock::{AnyClock, Moment, SteadyWall, WallTime};
 use crate::entry::{AnyEntry, Meta};
 use crate::error::Error;
@@ -63,8 +63,8 @@ pub(crate) struct Core {
     pub(crate) steady_wall: SteadyWall,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) largest: Box<[AtomicU64]>,
-    /// Changes that wait to go together.
-    pub(crate) changes: Group<Write, Changed>,
+    /// Lines that wait to be appended together.
+    pub(crate) appends: Group<Append, Invalidated>,
     pub(crate) following: tokio::sync::Mutex<()>,
     /// When the ledger was heard of last, in milliseconds of elapsed time.
     pub(crate) heard: AtomicU64,

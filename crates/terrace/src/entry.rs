@@ -174,8 +174,8 @@ pub(crate) struct Meta {
 /// Tags of an entry whose slots are kept with it.
 const FEW_TAGS: usize = 4;
 
-/// What few entries have. What hits look at, where there are tags, comes first: it never lies in two
-/// lines of the processor's cache.
+/// What few entries have. What hits look at, where there are tags, comes first, in one line of the
+/// processor's cache wherever allocations begin at multiples of 16 bytes.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Details {

@@ -41,6 +41,7 @@
 
 #![forbid(unsafe_code)]
 
+mod append;
 pub mod authority;
 #[cfg(feature = "disk")]
 mod behind;
@@ -48,7 +49,6 @@ mod builder;
 mod bulkhead;
 mod cache;
 mod call;
-mod change;
 pub mod clock;
 mod codec;
 mod compress;

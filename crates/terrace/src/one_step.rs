@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change::Changed;
+use crate::append::Invalidated;
 use crate::codec::ValueCodec;
 use crate::ledger::Name;
 use crate::options::Tiers;
@@ -27,7 +27,7 @@ pub(crate) async fn write<V: Send + Sync + 'static>(
     entries: &[(Wanted, Fresh<V>)],
     names: &[Name],
     unwritten: Tiers,
-) -> Option<(Changed, bool)> {
+) -> Option<(Invalidated, bool)> {
     let core = &space.core;
     let most = core.authority.most_in_one_step();
     let bytes = entries.iter().map(|(_, fresh)| {
@@ -45,10 +45,10 @@ pub(crate) async fn write<V: Send + Sync + 'static>(
     }
     let puts = entries.iter().map(|(wanted, fresh)| put(space, codec, wanted, fresh, tier));
     let puts = puts.collect::<Option<Vec<_>>>()?;
-    let changed = core.change(names.to_vec(), puts).await;
-    let Some(stored) = &changed.stored else { return Some((changed, false)) };
+    let invalidated = core.write(names.to_vec(), puts).await;
+    let Some(stored) = &invalidated.stored else { return Some((invalidated, false)) };
     let written = stored.iter().filter(|stored| **stored == Stored::Yes).count() as u64;
     counters.writes.fetch_add(written, Ordering::Relaxed);
     counters.refused.fetch_add(stored.len() as u64 - written, Ordering::Relaxed);
-    Some((changed, true))
+    Some((invalidated, true))
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use terrace::authority::{Authority, Write, Written};
+use terrace::authority::{Append, Authority, Written};
 use terrace::clock::WallTime;
 use terrace::frame::{Header, decode, encode};
 use terrace::key::StoredKey;
@@ -163,9 +163,13 @@ async fn writes_in_one_step(subject: &Subject, authority: &dyn Authority) {
     let unstamped = || put_entry(&entry, "", Stamp::default());
     let before = position(authority).await;
     put_one(subject, put_entry(&entry, "before", before)).await;
+    // Nor what else lies under the name: a counter, and what a build wrote that disagrees about the type.
+    let other_schema = StoredKey::new("te", "sp_ace", 2, b"a_b%c");
+    put_one(subject, Put { key: other_schema.clone(), ..put_entry(&entry, "other", before) }).await;
+    answered(authority.count(&entry.name, 5, WallTime::from_millis(1), None).await);
     let write = |frame: Bytes| {
         let puts = vec![Put { frame, ..unstamped() }];
-        Write { names: line.to_vec(), puts }
+        Append { names: line.to_vec(), puts }
     };
     let frame = frame_of(&entry, b"written");
     let Written { appended, stored } = answered(authority.write(&[write(frame)]).await);
@@ -174,6 +178,10 @@ async fn writes_in_one_step(subject: &Subject, authority: &dyn Authority) {
     same(&stored, &vec![Stored::Yes], "what is written is stored");
     let promise = "what is written is found, with the position of its line as its stamp";
     same(&found(subject, &entry).await, &Some((b"written".to_vec(), next)), promise);
+    let promise = "what is written takes the place of all that was under its name";
+    same(&subject.get_one(&other_schema).await, &None, promise);
+    let counter = answered(authority.counter(&entry.name, WallTime::from_millis(1)).await);
+    same(&counter, &None, promise);
     let early = put_one(subject, put_entry(&entry, "early", before)).await;
     same(&early, &Stored::Refused, "what was loaded before is refused");
     same(&append(authority, Name::Key(Arc::clone(&entry.name))).await, &vec![true], promise);
@@ -192,19 +200,19 @@ async fn writes_of_many_callers(
     subject: &Subject,
     authority: &dyn Authority,
     entry: &Entry,
-    write: impl Fn(Bytes) -> Write,
+    write: impl Fn(Bytes) -> Append,
 ) {
     let promise = "writes in one step are done in their order";
     let frame = |value: &[u8]| frame_of(entry, value);
     let other = Entry::of(b"another");
-    let others = Write {
+    let others = Append {
         names: vec![Name::Set(Arc::clone(&other.name)), Name::Tag("kit:another".into())],
         puts: vec![Put {
             frame: frame_of(&other, b"other"),
             ..put_entry(&other, "", Stamp::default())
         }],
     };
-    let invalidation = Write { names: vec![Name::Key(Arc::clone(&entry.name))], puts: Vec::new() };
+    let invalidation = Append { names: vec![Name::Key(Arc::clone(&entry.name))], puts: Vec::new() };
     let start = position(authority).await;
     let at = |lines: u64| Stamp { number: start.number + lines, ..start };
     let writes =

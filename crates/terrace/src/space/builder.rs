@@ -149,7 +149,7 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
 
     /// What a load costs at the source, whether it succeeds or not, in a unit of your own: cents,
     /// tokens, rows. For [`SpaceStats::savings`](crate::SpaceStats::savings); a loader may
-    /// [add to it](crate::Loaded::cost). Nothing unless set.
+    /// [add to it](crate::Loaded::cost). Counted in millionths of it. Nothing unless set.
     pub fn load_cost(mut self, cost: f64) -> Self {
         self.policy.load_cost = cost;
         self

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::batch::Batch;
 use super::budget::Cost;
 use super::{DiskStore, large, signed, unsigned};
-use crate::authority::{Answer, Appended, Authority, Write, Written};
+use crate::authority::{Answer, Append, Appended, Authority, Written};
 use crate::clock::WallTime;
 use crate::frame;
 use crate::key::space_of;
@@ -50,18 +50,18 @@ impl Authority for DiskStore {
         self.shared.inline_bytes.min(usize::try_from(budget.largest_change() / 2).unwrap_or(0))
     }
 
-    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
+    fn write<'a>(&'a self, appends: &'a [Append]) -> Answer<'a, Written> {
         let cost = |put: &Put| large::cost_of_row(put, put.frame.len());
-        let lines = Cost::lines(writes.iter().map(|write| write.names.len()).sum());
-        let puts = writes.iter().flat_map(|write| &write.puts);
+        let lines = Cost::lines(appends.iter().map(|append| append.names.len()).sum());
+        let puts = appends.iter().flat_map(|append| &append.puts);
         // The lines have to be, the values not.
         let cost = Cost { must_be: false, ..puts.map(cost).fold(lines, Cost::and) };
-        let (writes, largest) = (writes.to_vec(), self.shared.largest());
+        let (appends, largest) = (appends.to_vec(), self.shared.largest());
         Box::pin(self.write("write to the disk tier", cost, move |batch| {
             let (mut appended, mut stored) = (None, Vec::new());
-            for write in &writes {
-                let lines = append(batch, &write.names)?;
-                for put in &write.puts {
+            for each in &appends {
+                let lines = append(batch, &each.names)?;
+                for put in &each.puts {
                     stored.push(match frame::stamped(&put.frame, lines.position) {
                         Ok(frame) => {
                             let put = Put { frame, stamp: lines.position, ..put.clone() };

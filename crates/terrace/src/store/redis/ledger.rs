@@ -19,7 +19,7 @@ use super::apart::Voided;
 use super::reply::{array, array_of, fields, integer, integers, odd, text, unsigned};
 use super::scripts::{Call, Script};
 use super::{RedisStore, lives};
-use crate::authority::{Answer, Appended, Authority, Write, Written};
+use crate::authority::{Answer, Append, Appended, Authority, Written};
 use crate::clock::WallTime;
 use crate::frame;
 use crate::ledger::{Line, Name, Names, Stamp};
@@ -163,7 +163,7 @@ impl RedisStore {
         Ok(Some(Appended { position, held, undropped: undropped.into_iter().collect() }))
     }
 
-    /// A call that appends lines, for which the arguments of the writes are missing.
+    /// A call that appends lines, for which the arguments of the lines are missing.
     fn append_call(&self, has_frames: bool, condition: Option<(Stamp, Names<'_>)>) -> Call<'_> {
         let mut call = self.ledger_call(&self.shared.scripts.append, self.shared.clock.wall());
         let (incarnation, number, tip) = self.shared.known.newest();
@@ -199,10 +199,10 @@ impl RedisStore {
         Ok((position, held))
     }
 
-    async fn write_all(&self, writes: &[Write]) -> Result<Written, StoreError> {
+    async fn write_all(&self, appends: &[Append]) -> Result<Written, StoreError> {
         const DOING: &str = "write to the Redis tier";
         let now = self.shared.clock.wall();
-        let all = || writes.iter().flat_map(|write| &write.puts);
+        let all = || appends.iter().flat_map(|append| &append.puts);
         if all().any(|put| put.frame.len() > self.shared.max_value_bytes) {
             // What becomes of it is found out without the lines.
             return Err(StoreError::new(StoreErrorKind::Full, DOING));
@@ -210,15 +210,15 @@ impl RedisStore {
         let frames: Vec<_> = all().map(|put| frame::to_be_stamped(&put.frame).ok()).collect();
         let mut call = self.append_call(true, None);
         let mut left = &*frames;
-        for write in writes {
-            let (own, others) = left.split_at(write.puts.len());
+        for append in appends {
+            let (own, others) = left.split_at(append.puts.len());
             left = others;
-            call.arg(write.names.len());
-            for name in &write.names {
+            call.arg(append.names.len());
+            for name in &append.names {
                 let (kind, text) = parts(name);
                 call.arg(kind).arg(text);
                 // The last of a name is the one that counts.
-                let frames = write.puts.iter().zip(own).rev();
+                let frames = append.puts.iter().zip(own).rev();
                 match frames
                     .filter(|(put, _)| is_of(put, name))
                     .find_map(|(put, frame)| Some((put, frame.as_ref()?)))
@@ -418,8 +418,8 @@ impl Authority for RedisStore {
         if self.shared.is_apart { 0 } else { MOST_IN_ONE_STEP.min(self.shared.max_value_bytes / 2) }
     }
 
-    fn write<'a>(&'a self, writes: &'a [Write]) -> Answer<'a, Written> {
-        Box::pin(self.write_all(writes))
+    fn write<'a>(&'a self, appends: &'a [Append]) -> Answer<'a, Written> {
+        Box::pin(self.write_all(appends))
     }
 
     fn drop_again<'a>(&'a self, names: &'a [Name]) -> Answer<'a, Vec<usize>> {

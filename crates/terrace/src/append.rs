@@ -1,9 +1,9 @@
-//! A **change**: lines on their way to the ledger, and the frames, if any, that the authority stores in
-//! the same step.
+//! How lines reach the ledger: those that several callers **append** go together, with the frames, if
+//! any, that the authority stores in the same step.
 
 use std::sync::Arc;
 
-use crate::authority::{Appended, Write, Written};
+use crate::authority::{Append, Appended, Written};
 use crate::core::Core;
 use crate::group::{self, Group, Together, Turn};
 use crate::implied;
@@ -16,9 +16,9 @@ use crate::write::Settled;
 /// Lines that several callers append together: the server does nothing else meanwhile.
 pub(crate) const APPENDED_AT_ONCE: usize = 128;
 
-/// What a change did.
+/// What appending lines did.
 #[derive(Debug)]
-pub(crate) struct Changed {
+pub(crate) struct Invalidated {
     pub(crate) settled: Settled,
     /// The position of the last line; `None` while it is pending.
     pub(crate) position: Option<Stamp>,
@@ -35,29 +35,33 @@ impl Core {
     ///
     /// If the ledger cannot be written the names are pending: bypassed below memory,
     /// and tried again until they are settled.
-    pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Changed {
-        self.change(names, Vec::new()).await
+    pub(crate) async fn invalidate(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        self.write(names, Vec::new()).await
     }
 
     /// The same with frames that the authority stores in one step with the lines, if it has room.
-    pub(crate) async fn change(self: &Arc<Self>, mut names: Vec<Name>, puts: Vec<Put>) -> Changed {
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        mut names: Vec<Name>,
+        puts: Vec<Put>,
+    ) -> Invalidated {
         let asked = names.len();
         self.add_implied(&mut names);
-        let mut changed = if self.authority.scope() != Scope::Fleet {
-            self.append(vec![Write { names, puts }], None).await
+        let mut invalidated = if self.authority.scope() != Scope::Fleet {
+            self.append(vec![Append { names, puts }], None).await
         } else {
             // Many at once on the way to a server: their lines go together, and come back in
             // order.
-            match group::ask(self, Write { names: names.clone(), puts }).await {
-                Some(changed) => changed,
-                None => self.not_appended(names),
+            match group::ask(self, Append { names: names.clone(), puts }).await {
+                Some(invalidated) => invalidated,
+                None => self.not_invalidated(names),
             }
         };
-        changed.held.truncate(asked);
-        if !changed.undropped.is_empty() {
-            changed.settled = self.all_pending();
+        invalidated.held.truncate(asked);
+        if !invalidated.undropped.is_empty() {
+            invalidated.settled = self.all_pending();
         }
-        changed
+        invalidated
     }
 
     fn add_implied(&self, names: &mut Vec<Name>) {
@@ -83,60 +87,60 @@ impl Core {
     }
 
     /// The same for keys, which are taken out of the stores that do not hear the ledger, too.
-    pub(crate) async fn forget(self: &Arc<Self>, names: Vec<Name>) -> Changed {
-        let mut changed = self.invalidate(names.clone()).await;
+    pub(crate) async fn forget(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        let mut invalidated = self.invalidate(names.clone()).await;
         if !self.drop_from_stores(names.iter()).await {
-            changed.settled = self.all_pending();
+            invalidated.settled = self.all_pending();
             self.hold_back(names);
         }
-        changed
+        invalidated
     }
 
     /// The turn is let go of as soon as the lines are in the ledger: one after the other, or each
     /// exchange would have to ask for the lines of those before it.
     async fn append(
         self: &Arc<Self>,
-        writes: Vec<Write>,
-        turn: Option<Turn<Self, Write>>,
-    ) -> Changed {
-        let answer = self.ask_to_write(&writes).await;
-        let names = writes.into_iter().flat_map(|write| write.names).collect();
+        appends: Vec<Append>,
+        turn: Option<Turn<Self, Append>>,
+    ) -> Invalidated {
+        let answer = self.ask_to_append(&appends).await;
+        let names = appends.into_iter().flat_map(|append| append.names).collect();
         match answer {
             Ok((appended, stored)) => {
                 drop(turn);
-                Changed { stored, ..self.appended(names, appended).await }
+                Invalidated { stored, ..self.appended(names, appended).await }
             }
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
                 // Whoever waits has waited for as long as the ledger is given already.
                 if turn.is_some() {
-                    for (write, answer) in self.changes.take_all() {
-                        let _ = answer.send(self.not_appended(write.names));
+                    for (append, answer) in self.appends.take_all() {
+                        let _ = answer.send(self.not_invalidated(append.names));
                     }
                 }
-                self.not_appended(names)
+                self.not_invalidated(names)
             }
         }
     }
 
     /// Lines and frames in one step; the lines alone if there are no frames, or no room for any.
-    async fn ask_to_write(
+    async fn ask_to_append(
         &self,
-        writes: &[Write],
+        appends: &[Append],
     ) -> Result<(Appended, Option<Vec<Stored>>), StoreError> {
-        if writes.iter().any(|write| !write.puts.is_empty()) {
-            match self.ask(|| self.authority.write(writes)).await {
+        if appends.iter().any(|append| !append.puts.is_empty()) {
+            match self.ask(|| self.authority.write(appends)).await {
                 Ok(Written { appended, stored }) => return Ok((appended, Some(stored))),
                 Err(error) if error.kind() == StoreErrorKind::Full => {}
                 Err(error) => return Err(error),
             }
         }
-        let names: Vec<_> = writes.iter().flat_map(|write| &write.names).cloned().collect();
+        let names: Vec<_> = appends.iter().flat_map(|append| &append.names).cloned().collect();
         Ok((self.ask(|| self.authority.append(&names)).await?, None))
     }
 
     /// Takes note of lines that were appended, and of what keeps them from being settled.
-    async fn appended(self: &Arc<Self>, names: Vec<Name>, appended: Appended) -> Changed {
+    async fn appended(self: &Arc<Self>, names: Vec<Name>, appended: Appended) -> Invalidated {
         let mut settled = Settled::Settled;
         let is_applied = self.applied(&names, &appended).await;
         let Appended { position, held, undropped } = appended;
@@ -146,13 +150,13 @@ impl Core {
         } else if !undropped.is_empty() {
             self.hold_back_told(pending::at(&names, &undropped));
         }
-        Changed { settled, position: Some(position), held, stored: None, undropped }
+        Invalidated { settled, position: Some(position), held, stored: None, undropped }
     }
 
-    fn not_appended(self: &Arc<Self>, names: Vec<Name>) -> Changed {
+    fn not_invalidated(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
         let held = names.iter().map(|_| false).collect();
         self.hold_back(names);
-        Changed {
+        Invalidated {
             settled: self.all_pending(),
             position: None,
             held,
@@ -192,28 +196,28 @@ impl Core {
     }
 }
 
-/// Changes of many callers are one exchange with the ledger.
-impl Together<Write> for Core {
-    type Answer = Changed;
+/// Lines of many callers are one exchange with the ledger.
+impl Together<Append> for Core {
+    type Answer = Invalidated;
 
-    fn group(&self) -> &Group<Write, Changed> {
-        &self.changes
+    fn group(&self) -> &Group<Append, Invalidated> {
+        &self.appends
     }
 
-    fn size(write: &Write) -> usize {
-        write.names.len()
+    fn size(append: &Append) -> usize {
+        append.names.len()
     }
 
     fn exchange(
         self: Arc<Self>,
-        writes: Vec<Write>,
-        turn: Turn<Self, Write>,
-    ) -> BoxFuture<'static, Vec<Changed>> {
+        appends: Vec<Append>,
+        turn: Turn<Self, Append>,
+    ) -> BoxFuture<'static, Vec<Invalidated>> {
         Box::pin(async move {
             let sizes: Vec<_> =
-                writes.iter().map(|write| (write.names.len(), write.puts.len())).collect();
-            let changed = self.append(writes, Some(turn)).await;
-            let Changed { settled, position, held, stored, undropped } = changed;
+                appends.iter().map(|append| (append.names.len(), append.puts.len())).collect();
+            let invalidated = self.append(appends, Some(turn)).await;
+            let Invalidated { settled, position, held, stored, undropped } = invalidated;
             let (mut held, all) = (held.into_iter(), sizes.iter().map(|(names, _)| names).sum());
             let mut stored = stored.map(Vec::into_iter);
             let mut first = 0;
@@ -222,7 +226,7 @@ impl Together<Write> for Core {
                 first = own.end;
                 let later = usize::saturating_sub(all, own.end) as u64;
                 let places = undropped.iter().filter(|at| own.contains(at));
-                Changed {
+                Invalidated {
                     settled: settled.clone(),
                     // Later lines of the exchange are other callers'.
                     position: position.map(|last| Stamp { number: last.number - later, ..last }),
