@@ -150,10 +150,16 @@ fn a_user_of_a_directory() {
                 "recover" => {
                     let (store, _) = opened.as_ref().unwrap();
                     round += 1;
-                    while use_store(store, round).await > 0 {
+                    let began = Instant::now();
+                    let has_failed = loop {
+                        let has_failed = use_store(store, round).await > 0;
+                        // Longer than whoever asks allows: to say so, and not to go on for ever.
+                        if !has_failed || began.elapsed() > limit(Duration::from_secs(10)) {
+                            break has_failed;
+                        }
                         tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                    "recovered".to_owned()
+                    };
+                    if has_failed { "still broken" } else { "recovered" }.to_owned()
                 }
                 "hold" => {
                     while let Ok(file) = fs::File::open("/dev/null") {
