@@ -224,6 +224,22 @@ fn d5_a_file_system_without_room() {
     }
 }
 
+/// What does not fit leaves, as in a tier of that size: others need the file system too.
+#[tokio::test]
+async fn a_tier_leaves_room_on_a_file_system_smaller_than_its_limit() {
+    let parent = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(parent.path()) else { return };
+    let store = Disk::at(mount.0.join("cache")).open().unwrap();
+    for number in 0..400 {
+        let put = put(&store, &number.to_string(), 100_000, 1).await.unwrap();
+        let stored = store.put(&[put]).await;
+        assert!(matches!(stored.as_deref(), Ok([Stored::Yes])), "{number}: {stored:?}");
+        let taken = store.usage().await.unwrap().disk_bytes;
+        assert!(taken <= 15 << 20, "{number}: {taken} of 16 MiB");
+    }
+    store.close().await.unwrap();
+}
+
 #[test]
 fn d5_a_file_system_that_becomes_read_only() {
     let parent = tempfile::tempdir().unwrap();
