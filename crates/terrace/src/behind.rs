@@ -228,7 +228,7 @@ impl<V: Send + Sync + 'static> Post<V> {
         let bytes = value.as_ref().and_then(|value| value.bytes.as_ref());
         let record = Record {
             key: encoded_key.into(),
-            value: bytes.map(|(codec, bytes)| (*codec, Bytes::copy_from_slice(bytes))),
+            value: bytes.cloned(),
             ttl: options.ttl,
             tags: Arc::clone(&options.tags),
             version: options.version.clone(),
@@ -403,7 +403,7 @@ fn entry_of<V>(
         is_hashed: wanted.is_hashed,
         ..EntryOptions::default()
     };
-    let encoded = Encoded { value, bytes: Some((written_as, bytes.to_vec())) };
+    let encoded = Encoded { value, bytes: Some((written_as, bytes)) };
     Ok(Some(make(space, encoded, &options).entry))
 }
 

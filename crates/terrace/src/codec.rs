@@ -1,5 +1,6 @@
 //! The **codec**: how a value becomes bytes below memory, and a value again.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -70,7 +71,7 @@ impl StdError for CodecError {
 
 /// How the values of one type are encoded and decoded.
 pub(crate) struct ValueCodec<V> {
-    encode: fn(&V, Codec) -> Result<Vec<u8>, CodecError>,
+    encode: fn(&V, Codec) -> Result<Bytes, CodecError>,
     decode: fn(Bytes, Codec) -> Result<V, CodecError>,
     pub(crate) preferred: Codec,
 }
@@ -78,7 +79,7 @@ pub(crate) struct ValueCodec<V> {
 /// Encoding and decoding run code of the value's type, which must not take others down
 /// with it when it panics.
 impl<V> ValueCodec<V> {
-    pub(crate) fn encode(&self, value: &V, codec: Codec) -> Result<Vec<u8>, CodecError> {
+    pub(crate) fn encode(&self, value: &V, codec: Codec) -> Result<Bytes, CodecError> {
         catch_unwind(AssertUnwindSafe(|| (self.encode)(value, codec)))
             .unwrap_or_else(|_| Err(CodecError::new(codec, Panicked)))
     }
@@ -109,12 +110,16 @@ impl<V: Serialize + DeserializeOwned> ValueCodec<V> {
     }
 }
 
-impl<V: AsRef<[u8]> + From<Bytes>> ValueCodec<V> {
+impl<V: AsRef<[u8]> + From<Bytes> + 'static> ValueCodec<V> {
     /// Values that are bytes: no encoding at all.
     pub(crate) fn raw() -> Self {
         Self {
             encode: |value, codec| match codec {
-                Codec::Raw => Ok(value.as_ref().to_vec()),
+                // What is shared already is not copied.
+                Codec::Raw => match (value as &dyn Any).downcast_ref::<Bytes>() {
+                    Some(bytes) => Ok(bytes.clone()),
+                    None => Ok(Bytes::copy_from_slice(value.as_ref())),
+                },
                 other => Err(CodecError::unsupported(other)),
             },
             decode: |bytes, codec| match codec {
@@ -126,14 +131,15 @@ impl<V: AsRef<[u8]> + From<Bytes>> ValueCodec<V> {
     }
 }
 
-fn encode_serde<V: Serialize>(value: &V, codec: Codec) -> Result<Vec<u8>, CodecError> {
-    match codec {
+fn encode_serde<V: Serialize>(value: &V, codec: Codec) -> Result<Bytes, CodecError> {
+    let encoded = match codec {
         Codec::MessagePack => {
             rmp_serde::to_vec_named(value).map_err(|error| CodecError::new(codec, error))
         }
         Codec::Json => serde_json::to_vec(value).map_err(|error| CodecError::new(codec, error)),
         Codec::Raw => Err(CodecError::unsupported(codec)),
-    }
+    };
+    Ok(encoded?.into())
 }
 
 fn decode_serde<V: DeserializeOwned>(bytes: &[u8], codec: Codec) -> Result<V, CodecError> {

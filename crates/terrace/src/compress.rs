@@ -1,6 +1,12 @@
 //! **Compression** of payloads below memory: when it pays, and never trusted on the way back.
 
+#[cfg(feature = "zstd")]
+use std::cell::Cell;
+use std::io;
+
 use bytes::Bytes;
+#[cfg(feature = "zstd")]
+use zstd::bulk::{Compressor, Decompressor};
 
 /// When and how hard a tier compresses.
 ///
@@ -77,22 +83,45 @@ pub(crate) enum UnpackError {
     Unsupported,
 }
 
-/// Packs `payload` if it is large enough and at least a tenth smaller afterwards.
+/// Packs `payload` if it is large enough and at least a tenth smaller afterwards: a large one only
+/// if a sample of it is, so that pictures and archives do not pay for a try on the whole.
 ///
 /// A compressor that fails costs the saving and nothing else: the payload is stored.
-pub(crate) fn pack(payload: Vec<u8>, compression: Compression) -> (Packing, Bytes) {
-    if compression.level > 0 && payload.len() >= compression.threshold.max(1) {
-        match compress(&payload, compression.level) {
-            Ok(packed) if packed.len() <= payload.len() - payload.len() / 10 => {
-                return (Packing::Zstd, packed.into());
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::debug!(%error, "compression failed: the payload is stored as it is");
-            }
+pub(crate) fn pack(payload: Bytes, compression: Compression) -> (Packing, Bytes) {
+    let is_to_be_packed = compression.level > 0 && payload.len() >= compression.threshold.max(1);
+    let packed = is_to_be_packed.then(|| pack_if_it_pays(&payload, compression.level));
+    match packed {
+        Some(Ok(Some(packed))) => return (Packing::Zstd, packed.into()),
+        Some(Err(error)) => {
+            tracing::debug!(%error, "compression failed: the payload is stored as it is");
+        }
+        None | Some(Ok(None)) => {}
+    }
+    (Packing::Stored, payload)
+}
+
+/// Larger payloads than this are judged by a sample first.
+const SAMPLED_FROM: usize = 256 << 10;
+
+/// A sample is so many pieces, spread over the payload, of so many bytes each.
+const PIECES: usize = 8;
+const PIECE: usize = 4 << 10;
+
+fn pack_if_it_pays(payload: &[u8], level: u8) -> io::Result<Option<Vec<u8>>> {
+    if payload.len() > SAMPLED_FROM {
+        let pieces =
+            payload.chunks(payload.len().div_ceil(PIECES)).filter_map(|part| part.get(..PIECE));
+        let sample = pieces.collect::<Vec<_>>().concat();
+        if !pays(&sample, &compress(&sample, level)?) {
+            return Ok(None);
         }
     }
-    (Packing::Stored, payload.into())
+    let packed = compress(payload, level)?;
+    Ok(pays(payload, &packed).then_some(packed))
+}
+
+fn pays(payload: &[u8], packed: &[u8]) -> bool {
+    packed.len() <= payload.len() - payload.len() / 10
 }
 
 /// Unpacks `payload`, which claims to be `size` bytes long.
@@ -106,14 +135,39 @@ pub(crate) fn unpack(packing: Packing, payload: Bytes, size: usize) -> Result<By
     if payload.len() == size { Ok(payload) } else { Err(UnpackError::Size) }
 }
 
+// To make a packer or an unpacker costs more than to use it on a few kilobytes: each thread keeps
+// those that it used last.
 #[cfg(feature = "zstd")]
-fn compress(payload: &[u8], level: u8) -> std::io::Result<Vec<u8>> {
-    zstd::bulk::compress(payload, i32::from(level))
+thread_local! {
+    static PACKER: Cell<Option<Compressor<'static>>> = const { Cell::new(None) };
+    static UNPACKER: Cell<Option<Decompressor<'static>>> = const { Cell::new(None) };
+}
+
+/// A packer's memory grows with what it packs: one that was used on a larger payload is not kept.
+#[cfg(feature = "zstd")]
+const KEEP_PACKER_UP_TO: usize = 256 << 10;
+
+#[cfg(feature = "zstd")]
+fn compress(payload: &[u8], level: u8) -> io::Result<Vec<u8>> {
+    let level = i32::from(level);
+    if payload.len() > KEEP_PACKER_UP_TO {
+        return zstd::bulk::compress(payload, level);
+    }
+    let mut packer = match PACKER.take() {
+        Some(mut packer) => {
+            packer.set_compression_level(level)?;
+            packer
+        }
+        None => Compressor::new(level)?,
+    };
+    let packed = packer.compress(payload)?;
+    PACKER.set(Some(packer));
+    Ok(packed)
 }
 
 #[cfg(not(feature = "zstd"))]
-fn compress(_: &[u8], _: u8) -> std::io::Result<Vec<u8>> {
-    Err(std::io::ErrorKind::Unsupported.into())
+fn compress(_: &[u8], _: u8) -> io::Result<Vec<u8>> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// The window of a payload is at most 8 MiB: more memory than that is never lent to it.
@@ -122,9 +176,20 @@ const LARGEST_WINDOW_LOG: u32 = 23;
 
 #[cfg(feature = "zstd")]
 fn decompress(payload: &[u8], size: usize) -> Result<Vec<u8>, UnpackError> {
-    let mut unpacker = zstd::bulk::Decompressor::new().map_err(|_| UnpackError::Damaged)?;
-    unpacker.window_log_max(LARGEST_WINDOW_LOG).map_err(|_| UnpackError::Damaged)?;
-    unpacker.decompress(payload, size).map_err(|_| UnpackError::Damaged)
+    let unpacker = UNPACKER.take().map_or_else(new_unpacker, Ok);
+    let unpacked = unpacker.and_then(|mut unpacker| {
+        let unpacked = unpacker.decompress(payload, size)?;
+        UNPACKER.set(Some(unpacker));
+        Ok(unpacked)
+    });
+    unpacked.map_err(|_| UnpackError::Damaged)
+}
+
+#[cfg(feature = "zstd")]
+fn new_unpacker() -> io::Result<Decompressor<'static>> {
+    let mut unpacker = Decompressor::new()?;
+    unpacker.window_log_max(LARGEST_WINDOW_LOG)?;
+    Ok(unpacker)
 }
 
 #[cfg(not(feature = "zstd"))]
@@ -138,16 +203,54 @@ mod tests {
 
     #[test]
     fn what_does_not_pay_is_stored() {
-        let noise: Vec<u8> = (0..8192).map(|_| fastrand::u8(..)).collect();
-        assert_eq!(pack(noise.clone(), Compression::default()).0, Packing::Stored);
-        assert_eq!(pack(vec![0; 4095], Compression::default()).0, Packing::Stored);
-        assert_eq!(pack(vec![0; 4096], Compression::off()).0, Packing::Stored);
-        assert_eq!(pack(vec![0; 4096], Compression::default()).0, Packing::Zstd);
+        let packing = |payload: Vec<u8>, compression| pack(payload.into(), compression).0;
+        assert_eq!(packing(noise(8192), Compression::default()), Packing::Stored);
+        assert_eq!(packing(vec![0; 4095], Compression::default()), Packing::Stored);
+        assert_eq!(packing(vec![0; 4096], Compression::off()), Packing::Stored);
+        assert_eq!(packing(vec![0; 4096], Compression::default()), Packing::Zstd);
+    }
+
+    #[test]
+    fn a_large_payload_is_packed_if_a_sample_of_it_pays() {
+        let packing = |payload: Vec<u8>| pack(payload.into(), Compression::default()).0;
+        for length in [SAMPLED_FROM, SAMPLED_FROM + 1, 1 << 20, (3 << 20) + 7] {
+            assert_eq!(packing(noise(length)), Packing::Stored, "noise of {length} bytes");
+            assert_eq!(packing(vec![7; length]), Packing::Zstd, "{length} bytes of one kind");
+            // Noise at either end alone does not hide the rest.
+            let mut half = noise(length / 2);
+            half.resize(length, 7);
+            assert_eq!(packing(half.clone()), Packing::Zstd, "the second half of {length} bytes");
+            half.reverse();
+            assert_eq!(packing(half), Packing::Zstd, "the first half of {length} bytes");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_from_one_payload_does_nothing_to_the_next() {
+        let text: Bytes = "a terrace above a terrace; ".repeat(1000).into();
+        let is_right = || {
+            let (packing, packed) = pack(text.clone(), Compression::default());
+            assert_eq!(unpack(packing, packed.clone(), text.len()).unwrap(), text);
+            packed
+        };
+        let packed = is_right();
+        for level in [9, 1, 3] {
+            pack(text.clone(), Compression::default().level(level));
+            assert_eq!(is_right(), packed, "after a payload of level {level}");
+        }
+        for damaged in [packed.slice(..packed.len() / 2), packed.slice(1..), noise(99).into()] {
+            assert!(unpack(Packing::Zstd, damaged, text.len()).is_err());
+            is_right();
+        }
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        std::iter::repeat_with(|| fastrand::u8(..)).take(length).collect()
     }
 
     #[test]
     fn every_level_comes_back() {
-        let text: Vec<u8> = "a terrace above a terrace; ".repeat(1000).into_bytes();
+        let text: Bytes = "a terrace above a terrace; ".repeat(1000).into();
         for level in 0..=9 {
             let (packing, packed) = pack(text.clone(), Compression::default().level(level));
             assert_eq!(unpack(packing, packed, text.len()).unwrap(), text, "level {level}");
@@ -156,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_payload_of_another_size_is_refused() {
-        let (packing, packed) = pack(vec![7; 10_000], Compression::default());
+        let (packing, packed) = pack(vec![7; 10_000].into(), Compression::default());
         assert!(unpack(packing, packed.clone(), 9_999).is_err());
         assert!(unpack(packing, packed, 10_001).is_err());
     }

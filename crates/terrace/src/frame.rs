@@ -120,14 +120,14 @@ pub enum FrameError {
 ///
 /// Costs one copy of the value, its checksum, and the compression if there is any.
 #[must_use]
-pub fn encode(header: &Header, value: Vec<u8>, compression: Compression) -> Bytes {
-    encode_signed(header, value, compression, None)
+pub fn encode(header: &Header, value: impl Into<Bytes>, compression: Compression) -> Bytes {
+    encode_signed(header, value.into(), compression, None)
 }
 
 /// The same with a MAC, if there is somebody to sign it.
 pub(crate) fn encode_signed(
     header: &Header,
-    value: Vec<u8>,
+    value: Bytes,
     compression: Compression,
     signer: Option<Signer<'_>>,
 ) -> Bytes {

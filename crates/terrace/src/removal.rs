@@ -117,7 +117,7 @@ pub(crate) async fn expire<K: Key + ?Sized>(
         let Ok(value) = frame.value() else { continue };
         let put = Put {
             key: wanted.stored(space).clone(),
-            frame: tier.encode(wanted.stored(space), header.clone(), value.to_vec()),
+            frame: tier.encode(wanted.stored(space), header.clone(), value.clone()),
             expires: written.end(),
             stamp: header.stamp,
             tags: Arc::clone(&header.tags),

@@ -224,6 +224,6 @@ fn in_two<V>(codec: ValueCodec<V>, encoded: Encoded<V>) -> Result<(V, Encoded<V>
         Some((_, bytes)) => bytes.clone(),
         None => codec.encode(&encoded.value, codec.preferred).map_err(Error::Encode)?,
     };
-    let other = codec.decode(bytes.into(), codec.preferred).map_err(Error::Encode)?;
+    let other = codec.decode(bytes, codec.preferred).map_err(Error::Encode)?;
     Ok((other, encoded))
 }

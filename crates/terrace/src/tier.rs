@@ -266,7 +266,7 @@ impl OpenTier {
     }
 
     /// The frame of a value, as this tier keeps it under `key`.
-    pub(crate) fn encode(&self, key: &StoredKey, mut header: Header, value: Vec<u8>) -> Bytes {
+    pub(crate) fn encode(&self, key: &StoredKey, mut header: Header, value: Bytes) -> Bytes {
         header.shift(self.store.clock_ahead());
         frame::encode_signed(&header, value, self.compression, self.signer(key))
     }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::clock::WallTime;
 use crate::codec::{Codec, ValueCodec};
 use crate::core::{Core, Ticket};
@@ -462,7 +464,7 @@ pub(crate) async fn to_tier<V: Send + Sync + 'static>(
     codec: ValueCodec<V>,
     wanted: &Wanted,
     entry: &Arc<Entry<V>>,
-    encoded: Option<&(Codec, Vec<u8>)>,
+    encoded: Option<&(Codec, Bytes)>,
     index: usize,
 ) {
     let Some(tier) = space.core.tiers.get(index) else { return };
@@ -565,13 +567,13 @@ pub(crate) fn is_outdated_by(
 /// A new entry, and its bytes if they were needed already.
 pub(crate) struct Fresh<V> {
     pub(crate) entry: Arc<Entry<V>>,
-    pub(crate) encoded: Option<(Codec, Vec<u8>)>,
+    pub(crate) encoded: Option<(Codec, Bytes)>,
 }
 
 /// A value and its bytes, if it has any.
 pub(crate) struct Encoded<V> {
     pub(crate) value: V,
-    pub(crate) bytes: Option<(Codec, Vec<u8>)>,
+    pub(crate) bytes: Option<(Codec, Bytes)>,
 }
 
 /// An entry for a value that was loaded. One that cannot be encoded stays in memory.

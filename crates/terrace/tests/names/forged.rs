@@ -26,7 +26,7 @@ pub(crate) fn made_of(frame: &Bytes, value: &str) -> Bytes {
     let unsigned = with_checksum([&frame[..6], &[0, 0], &frame[8..frame.len() - 40]].concat());
     let header = decode(&unsigned, usize::MAX).unwrap().header;
     // MessagePack of a short text.
-    let value = std::iter::once(0xa0 | value.len() as u8).chain(value.bytes()).collect();
+    let value: Vec<u8> = std::iter::once(0xa0 | value.len() as u8).chain(value.bytes()).collect();
     encode(&header, value, Compression::off())
 }
 

@@ -5,14 +5,14 @@
 //! another place. Every step goes from one open directory to the next and follows no link.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, mkdirat, open, openat, unlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 /// What the names of all folders begin with.
 const PREFIX: &str = "files-";
@@ -20,6 +20,10 @@ const PREFIX: &str = "files-";
 /// An open directory, its links not followed and not handed to child processes.
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Bytes from one look to the next, when it is found out what of a file is in the cache: what is read
+/// ahead at once is no less.
+const LOOKED_AT_EVERY: usize = 128 << 10;
 
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -60,13 +64,8 @@ impl Folder {
     /// The bytes of a file; none if it is not there, and no bytes if something else than the
     /// file that was written is in its place.
     pub(super) fn read(&self, number: i64, length: u64) -> io::Result<Option<Vec<u8>>> {
-        let (shard, name) = names(number);
-        let opened = self.shard(&shard).and_then(|shard| {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            Ok(openat(&shard, &*name, flags, Mode::empty())?)
-        });
-        let file = match opened {
-            Ok(file) => File::from(file),
+        let file = match self.open_to_read(number) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if is_obstacle(&error) => return Ok(Some(Vec::new())),
             Err(error) => return Err(error),
@@ -81,6 +80,20 @@ impl Folder {
         let mut bytes = Vec::with_capacity(room);
         file.take(length).read_to_end(&mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    /// Whether all of a file is in the operating system's cache, as far as can be told: reading it
+    /// waits for no disk then.
+    pub(super) fn is_cached(&self, number: i64, length: u64) -> bool {
+        let Ok(file) = self.open_to_read(number) else { return false };
+        let is_cached = |at| {
+            let mut byte = [0];
+            let read =
+                preadv2(&file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+            read == Ok(1)
+        };
+        let last = length.saturating_sub(1);
+        (0..last).step_by(LOOKED_AT_EVERY).chain([last]).all(is_cached)
     }
 
     /// Removes a file. One that is not there is removed.
@@ -119,6 +132,13 @@ impl Folder {
             }
         }
         Ok(most - left)
+    }
+
+    fn open_to_read(&self, number: i64) -> io::Result<File> {
+        let (shard, name) = names(number);
+        let shard = self.shard(&shard)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        Ok(File::from(openat(&shard, &*name, flags, Mode::empty())?))
     }
 
     fn shard(&self, name: &str) -> io::Result<OwnedFd> {
@@ -221,7 +241,25 @@ fn is_obstacle(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Advice, fadvise};
+
     use super::*;
+
+    #[test]
+    fn a_file_that_is_on_the_disk_alone_is_not_cached() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::new(root.path(), 7).unwrap();
+        let (number, bytes) = (Folder::number(255), vec![7; 4 << 20]);
+        let length = bytes.len() as u64;
+        assert!(!folder.is_cached(number, length), "there is none");
+        folder.write(number, &bytes).unwrap();
+        let mut file = folder.open_to_read(number).unwrap();
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        assert!(!folder.is_cached(number, length), "all of it is on the disk alone");
+        file.read_exact(&mut [0]).unwrap();
+        assert!(!folder.is_cached(number, length), "its end is on the disk alone");
+    }
 
     #[test]
     fn a_number_is_a_path_of_hexadecimal_digits_and_back() {

@@ -24,9 +24,11 @@ const WRITING: &str = "write to the disk tier";
 
 const READING: &str = "read from the disk tier";
 
-/// Files of more bytes than this are read away from the caller's thread: from here on the way to
-/// another thread costs less than the reading.
-const READ_ELSEWHERE: u64 = 128 << 10;
+/// Files of more bytes than this are read on the caller's thread only if the operating system has
+/// them in its cache, and those of more than the second never: what the way to another thread costs
+/// is nothing beside a disk that is slow, and beside reading so much.
+const READ_IF_CACHED: u64 = 128 << 10;
+const READ_ELSEWHERE: u64 = 2 << 20;
 
 /// How often a file may be replaced while it is looked for.
 const LOOKS: usize = 8;
@@ -43,6 +45,13 @@ impl Found {
         match self {
             Self::File { length, .. } => *length,
             _ => 0,
+        }
+    }
+
+    fn is_cached(&self, folder: &Folder) -> bool {
+        match *self {
+            Self::File { number, length } => folder.is_cached(number, length),
+            _ => true,
         }
     }
 }
@@ -80,7 +89,9 @@ pub(super) async fn get(
     let found = shared.read(READING, |connection| {
         keys.iter().map(|key| look_up(shared, connection, key)).collect::<Result<Vec<_>, _>>()
     })?;
-    if found.iter().map(Found::file_length).sum::<u64>() <= READ_ELSEWHERE {
+    let bytes = found.iter().map(Found::file_length).sum::<u64>();
+    let is_cached = || found.iter().all(|found| found.is_cached(&shared.folder));
+    if bytes <= READ_IF_CACHED || bytes <= READ_ELSEWHERE && is_cached() {
         return read_all(shared, keys, found);
     }
     let (shared, keys) = (Arc::clone(shared), keys.to_vec());
