@@ -5,12 +5,13 @@
 //! another place. Every step goes from one open directory to the next and follows no link.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, mkdirat, open, openat, unlinkat};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
@@ -78,7 +79,14 @@ impl Folder {
             return Ok(Some(Vec::new()));
         };
         let mut bytes = Vec::with_capacity(room);
-        file.take(length).read_to_end(&mut bytes)?;
+        // Into memory that nobody has filled before, and as much at once as there is.
+        while bytes.len() < room {
+            match rustix::io::read(&file, spare_capacity(&mut bytes)) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(Some(bytes))
     }
 
@@ -241,6 +249,8 @@ fn is_obstacle(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use rustix::fs::{Advice, fadvise};
 
     use super::*;
