@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::group::{self, Group, Together, Turn};
 use crate::implied;
 use crate::ledger::{Line, Name, Stamp};
-use crate::pending;
+use crate::pending::{self, Unfinished};
 use crate::runtime::BoxFuture;
 use crate::store::{Put, Scope, StoreError, StoreErrorKind, Stored};
 use crate::write::Settled;
@@ -48,7 +48,8 @@ impl Core {
         let asked = names.len();
         self.add_implied(&mut names);
         let mut invalidated = if self.authority.scope() != Scope::Fleet {
-            self.append(vec![Append { names, puts }], None).await
+            let (invalidated, stored) = self.append(vec![Append { names, puts }], None).await;
+            Invalidated { stored: stored.into_iter().collect(), ..invalidated }
         } else {
             // Many at once on the way to a server: their lines go together, and come back in
             // order.
@@ -88,27 +89,33 @@ impl Core {
 
     /// The same for keys, which are taken out of the stores that do not hear the ledger, too.
     pub(crate) async fn forget(self: &Arc<Self>, names: Vec<Name>) -> Invalidated {
+        let unfinished = Unfinished::new(self, false, names.iter().cloned());
         let mut invalidated = self.invalidate(names.clone()).await;
-        if !self.drop_from_stores(names.iter()).await {
+        let are_dropped = self.drop_from_stores(names.iter()).await;
+        unfinished.done();
+        if !are_dropped {
             invalidated.settled = self.all_pending();
             self.hold_back(names);
         }
         invalidated
     }
 
+    /// What became of the lines, and of each frame.
+    ///
     /// The turn is let go of as soon as the lines are in the ledger: one after the other, or each
     /// exchange would have to ask for the lines of those before it.
     async fn append(
         self: &Arc<Self>,
         appends: Vec<Append>,
         turn: Option<Turn<Self, Append>>,
-    ) -> Invalidated {
+    ) -> (Invalidated, Vec<Option<Stored>>) {
         let answer = self.ask_to_append(&appends).await;
+        let unstored = vec![None; appends.iter().map(|append| append.puts.len()).sum()];
         let names = appends.into_iter().flat_map(|append| append.names).collect();
         match answer {
             Ok((appended, stored)) => {
                 drop(turn);
-                Invalidated { stored, ..self.appended(names, appended).await }
+                (self.appended(names, appended).await, stored.unwrap_or(unstored))
             }
             Err(error) => {
                 tracing::debug!(%error, "the ledger cannot be written: what it was to name is pending");
@@ -118,7 +125,7 @@ impl Core {
                         let _ = answer.send(self.not_invalidated(append.names));
                     }
                 }
-                self.not_invalidated(names)
+                (self.not_invalidated(names), unstored)
             }
         }
     }
@@ -127,7 +134,7 @@ impl Core {
     async fn ask_to_append(
         &self,
         appends: &[Append],
-    ) -> Result<(Appended, Option<Vec<Stored>>), StoreError> {
+    ) -> Result<(Appended, Option<Vec<Option<Stored>>>), StoreError> {
         if appends.iter().any(|append| !append.puts.is_empty()) {
             match self.ask(|| self.authority.write(appends)).await {
                 Ok(Written { appended, stored }) => return Ok((appended, Some(stored))),
@@ -216,11 +223,10 @@ impl Together<Append> for Core {
         Box::pin(async move {
             let sizes: Vec<_> =
                 appends.iter().map(|append| (append.names.len(), append.puts.len())).collect();
-            let invalidated = self.append(appends, Some(turn)).await;
-            let Invalidated { settled, position, held, stored, undropped } = invalidated;
+            let (invalidated, stored) = self.append(appends, Some(turn)).await;
+            let Invalidated { settled, position, held, undropped, stored: _ } = invalidated;
             let (mut held, all) = (held.into_iter(), sizes.iter().map(|(names, _)| names).sum());
-            let mut stored = stored.map(Vec::into_iter);
-            let mut first = 0;
+            let (mut stored, mut first) = (stored.into_iter(), 0);
             let answer = |(names, puts): (usize, usize)| {
                 let own = first..first + names;
                 first = own.end;
@@ -231,7 +237,7 @@ impl Together<Append> for Core {
                     // Later lines of the exchange are other callers'.
                     position: position.map(|last| Stamp { number: last.number - later, ..last }),
                     held: held.by_ref().take(names).collect(),
-                    stored: stored.as_mut().map(|stored| stored.take(puts).collect()),
+                    stored: stored.by_ref().take(puts).collect(),
                     undropped: places.map(|at| at - own.start).collect(),
                 }
             };

@@ -147,8 +147,9 @@ pub struct Append {
 pub struct Written {
     /// All lines, one after the other.
     pub appended: Appended,
-    /// What became of each frame.
-    pub stored: Vec<Stored>,
+    /// What became of each frame. `None`: it is to be stored without the lines, which stand; somebody
+    /// else has written since the one who wrote this was last told of it.
+    pub stored: Vec<Option<Stored>>,
 }
 
 /// Lines that the ledger of a single process keeps. Only that process follows it,

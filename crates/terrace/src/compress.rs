@@ -10,6 +10,9 @@ use zstd::bulk::{Compressor, Decompressor};
 
 /// When and how hard a tier compresses.
 ///
+/// What does not become smaller by a tenth is stored as it is. Of a payload of more than 256 KiB a
+/// sample of 32 KiB is tried first, and the rest only if that pays.
+///
 /// ```
 /// use terrace::Compression;
 ///

@@ -15,6 +15,7 @@ use crate::ledger::{Name, Names};
 use crate::load::count_superseded;
 use crate::loaded::{Answer, Loaded};
 use crate::options::Tiers;
+use crate::pending::Unfinished;
 use crate::policy::Ttl;
 use crate::read::{self, Wanted};
 use crate::space::{Mode, SpaceCore};
@@ -72,7 +73,10 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
             let put = put(space, codec, fill.wanted, fill.fresh, tier);
             (fill.wanted, put.map(|put| if tier.is_authority { fenced(space, put) } else { put }))
         });
-        put_all(space, tier, index, puts.collect()).await;
+        let puts = puts.collect();
+        let names = fills.iter().map(|fill| Name::Key(Arc::clone(fill.wanted.name(space))));
+        let unfinished = Unfinished::new(&space.core, true, names);
+        put_all(space, tier, index, puts).await;
         // A store that does not hear the ledger may have taken what was invalidated
         // in between.
         let dead = fills.iter().filter(|fill| !tier.is_authority && !fill.is_permitted(space));
@@ -82,6 +86,7 @@ pub(crate) async fn fill<V: Send + Sync + 'static>(
             let names = dead.iter().map(|wanted| Name::Key(Arc::clone(wanted.name(space))));
             space.core.hold_back(names.collect());
         }
+        unfinished.done();
         keep_permitted(space, &mut fills);
     }
 }
@@ -128,6 +133,11 @@ pub(crate) async fn fill_one<K: Key + ?Sized, V: Send + Sync + 'static>(
         Answer::Value(value) if space.mode() != Mode::Off => value,
         Answer::Absent if space.mode() != Mode::Off => {
             absent_to_memory(space, key, ticket, &options.tags, space.policy.negative_ttl);
+            let names =
+                || Names { key: wanted.name(space), space: &space.name, tags: &options.tags };
+            if space.core.permits(ticket, names) {
+                take_away_everywhere(space, &wanted, Tiers::default()).await;
+            }
             return Ok(false);
         }
         _ => return Ok(false),

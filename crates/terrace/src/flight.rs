@@ -309,18 +309,29 @@ impl Flights {
             return Joined::Leading(self.take_off(key, current, [None, None]));
         };
         // A flight that has not departed has read nothing yet: nothing supersedes it.
-        let departure = slot.current.departure.get();
-        let is_superseded = departure.is_some_and(is_superseded);
-        if departure.is_none() || !is_superseded && !must_be_new {
-            return Joined::Following(Arc::clone(&slot.current));
-        }
+        let is_superseded = |flight: &Flight| flight.departure.get().map(&is_superseded);
+        let is_superseded = match is_superseded(&slot.current) {
+            Some(is_superseded) if is_superseded || must_be_new => is_superseded,
+            Some(_) => return Joined::Following(Arc::clone(&slot.current)),
+            None => {
+                // It may wait for one before it that hangs, and that is good enough for whoever does
+                // not want a new one.
+                let before = slot.superseded.as_ref().filter(|before| {
+                    !must_be_new && !before.is_over() && is_superseded(before) == Some(false)
+                });
+                return Joined::Following(Arc::clone(before.unwrap_or(&slot.current)));
+            }
+        };
         let current = Arc::new(Flight::default());
         let before = std::mem::replace(&mut slot.current, Arc::clone(&current));
         // No line keeps it from storing what is older than what the new one will bring.
         let unnamed = (!is_superseded).then(|| Arc::clone(&before));
-        let oldest = slot.superseded.replace(before).filter(|flight| !flight.is_over());
+        let oldest = slot.superseded.replace(before);
         drop(shard);
-        Joined::Leading(self.take_off(key, current, [oldest, unnamed]))
+        let mut takeoff = self.take_off(key, current, [None, unnamed]);
+        // A value may be dropped with it, and panic: no lock is held, and somebody lands the new one.
+        takeoff.after[0] = oldest.filter(|flight| !flight.is_over());
+        Joined::Leading(takeoff)
     }
 
     /// How many flights and writes are under way.
@@ -438,18 +449,26 @@ impl Takeoff {
         }
         self.is_over.store(true, Ordering::Release);
         let _ = self.flight.outcome.set(outcome);
+        // Values are dropped, and may panic, when nobody waits for this any more.
+        let mut over = None;
         if let Ok(mut slot) = shard.find_entry(hash, |slot| slot.key == self.key)
             && Arc::ptr_eq(&slot.get().current, &self.flight)
         {
             // An older flight that is still under way keeps its place, so that the
             // flights of this key stay counted.
-            match slot.get_mut().superseded.take().filter(|flight| !flight.is_over()) {
-                Some(older) => slot.get_mut().current = older,
-                None => drop(slot.remove()),
-            }
+            over = match slot.get_mut().superseded.take() {
+                Some(older) if !older.is_over() => {
+                    Some(std::mem::replace(&mut slot.get_mut().current, older))
+                }
+                older => {
+                    slot.remove();
+                    older
+                }
+            };
         }
         drop(shard);
         self.flight.call();
+        drop(over);
         true
     }
 }
@@ -475,7 +494,13 @@ impl Drop for Underway {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
+    use crate::clock::{Tick, WallTime};
+    use crate::entry::{Details, Entry, Meta};
+    use crate::freshness::{Life, Written};
+    use crate::ledger::Stamp;
 
     const KEY: KeyRef<'static> = KeyRef { space: 1, bytes: b"key" };
 
@@ -499,6 +524,58 @@ mod tests {
         assert!(matches!(flight.wait().await, Err(Crash::Abandoned)));
         flights.all_landed().await;
         assert_eq!(flights.airborne(), 0);
+    }
+
+    /// Panics when it is dropped, which it is with the last flight that has it.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "on purpose: a value that is dropped");
+        }
+    }
+
+    fn explosive() -> Outcome {
+        let meta = Meta::new(
+            Stamp::default(),
+            Life::begin(Tick::from_millis(0), None, Duration::ZERO),
+            Written::begin(WallTime::from_millis(0), None, Duration::ZERO),
+            Details::default(),
+            0,
+        );
+        let entry: AnyEntry = Arc::new(Entry { meta, value: Bomb });
+        Ok(Landed {
+            entry,
+            source: Source::Loader,
+            is_stale: false,
+            instead_of: None,
+            has_own_tags: false,
+        })
+    }
+
+    #[test]
+    fn a_value_that_panics_when_it_is_dropped_leaves_no_flight_that_nobody_lands() {
+        for is_at_the_next in [true, false] {
+            let flights = Arc::new(Flights::new());
+            let first = lead(&flights, false);
+            first.depart(departure());
+            let second = lead(&flights, true);
+            first.land(explosive());
+            drop(first);
+            // Nobody has it any more but the flight that is over.
+            let dropped = catch_unwind(AssertUnwindSafe(|| {
+                if is_at_the_next {
+                    second.depart(departure());
+                    lead(&flights, true);
+                } else {
+                    second.land(Err(Crash::Absent));
+                }
+            }));
+            assert!(dropped.is_err(), "it was not dropped here");
+            drop(second);
+            assert_eq!(flights.airborne(), 0);
+            drop(lead(&flights, false));
+        }
     }
 
     #[tokio::test]

@@ -4,11 +4,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::clock::Tick;
 use crate::core::Core;
 use crate::protocol::Leased;
 
@@ -29,14 +31,21 @@ pub(crate) struct Lease {
     /// `None`: the authority did not answer. Each process then loads for itself, and
     /// stamps keep what it stores from doing harm.
     token: Option<u64>,
+    /// When the authority heard of its holder last, in milliseconds of the cache's clock.
+    heard: AtomicU64,
 }
 
 impl Lease {
+    fn new(core: &Arc<Core>, name: &Arc<str>, token: Option<u64>) -> Self {
+        let heard = AtomicU64::new(core.clock.tick().as_millis());
+        Self { core: Arc::clone(core), name: Arc::clone(name), token, heard }
+    }
+
     /// Asks once. `None`: somebody else holds it.
     pub(crate) async fn ask(core: &Arc<Core>, name: &Arc<str>) -> Option<Self> {
         // Whoever has waited in vain for a read of it does not wait for this as well.
         if core.keeper().is_some_and(|tier| tier.guard.is_failing()) {
-            return Some(Self { core: Arc::clone(core), name: Arc::clone(name), token: None });
+            return Some(Self::new(core, name, None));
         }
         let now = core.clock.wall();
         let asked = || core.authority.lease(name, now, now.saturating_add(LASTS));
@@ -48,7 +57,7 @@ impl Lease {
                 None
             }
         };
-        Some(Self { core: Arc::clone(core), name: Arc::clone(name), token })
+        Some(Self::new(core, name, token))
     }
 
     /// The same for a caller that may be dropped while the answer is under way: the lease
@@ -72,10 +81,14 @@ impl Lease {
         }
     }
 
+    /// Goes on where an earlier one ended: many leases are kept through one piece of work after the other.
     async fn heartbeat(&self) {
         let mut token = self.token;
         loop {
-            self.core.runtime.sleep(HEARTBEAT).await;
+            let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+            let since = Duration::from_millis(self.core.clock.tick().as_millis());
+            self.core.runtime.sleep(HEARTBEAT.saturating_sub(since.saturating_sub(heard))).await;
+            self.heard.store(self.core.clock.tick().as_millis(), Ordering::Relaxed);
             if let Some(held) = token {
                 let until = self.core.clock.wall().saturating_add(LASTS);
                 // A lease that was voided is not taken back: what is loaded is stale.
@@ -133,15 +146,20 @@ async fn give_back(core: &Core, name: &str, token: u64) {
 pub(crate) struct Patience {
     wait: Duration,
     left: Duration,
+    /// When the last wait was over: what is done between two of them takes patience, too.
+    resumed: Option<Tick>,
 }
 
 impl Patience {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { wait: FIRST_WAIT, left: limit }
+        Self { wait: FIRST_WAIT, left: limit, resumed: None }
     }
 
     /// `false` once there is no patience left.
     pub(crate) async fn wait(&mut self, core: &Core) -> bool {
+        let now = core.clock.tick();
+        let worked = self.resumed.map_or(Duration::ZERO, |resumed| now.saturating_since(resumed));
+        self.left = self.left.saturating_sub(worked);
         if self.left.is_zero() {
             return false;
         }
@@ -149,6 +167,7 @@ impl Patience {
         let wait = (self.wait + spread).min(self.left);
         core.runtime.sleep(wait).await;
         self.left = self.left.saturating_sub(wait);
+        self.resumed = Some(core.clock.tick());
         self.wait = (self.wait * 2).min(LONGEST_WAIT);
         true
     }

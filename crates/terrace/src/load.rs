@@ -15,7 +15,7 @@ use crate::bulkhead::{Bulkhead, Overloaded, Permit};
 use crate::clock::WallTime;
 use crate::codec::ValueCodec;
 use crate::core::Ticket;
-use crate::entry::{Cached, Entry, Source};
+use crate::entry::{Cached, Entry, Meta, Source};
 use crate::error::{Error, SharedError};
 use crate::fill;
 use crate::flight::{Crash, Departure, Flown, Landed, Takeoff};
@@ -26,6 +26,7 @@ use crate::loaded::{Answer, Loaded};
 use crate::options::{Reading, Wants};
 use crate::policy::left;
 use crate::probe::{self, Verdict};
+use crate::protocol::Standing;
 use crate::read::{self, Found, Known, Unflushed, Wanted};
 use crate::retry::Failed;
 use crate::runtime::{BoxFuture, step_aside, unless};
@@ -371,9 +372,18 @@ impl<V: Send + Sync + 'static> Job<V> {
         }
     }
 
-    /// Tells the loader what is at hand.
+    /// Tells the loader what is at hand, unless a line says that it is out of date: such a line stands
+    /// whatever the source confirms.
     pub(crate) fn tell_stale(&self, state: &LoadState<V>) {
-        if let Some((entry, source)) = &self.stale {
+        let space = &self.request.space;
+        let is_outdated = |meta: &Meta| {
+            let key = self.wanted.name(space);
+            let names = Names { key, space: &space.name, tags: &meta.details().tags };
+            space.core.mirror.standing_in_full(meta.stamp, &names) == Standing::Outdated
+        };
+        if let Some((entry, source)) = &self.stale
+            && !is_outdated(&entry.meta)
+        {
             let now = self.request.space.core.clock.tick();
             let is_stale = now >= entry.meta.times.life().fresh_until;
             let cached = Cached { entry: Arc::clone(entry), source: source.clone(), is_stale };
@@ -523,9 +533,14 @@ impl<V: Send + Sync + 'static> Job<V> {
                 self.land_loaded(takeoff, &fresh);
             }
             Answer::NotModified => match &self.stale {
-                Some((entry, _)) => {
+                Some((entry, _)) if may_be_stored && has_all(&entry.meta, &options.tags) => {
                     let fresh = fill::renew(space, entry, &options);
                     return Some(self.keep(takeoff, fresh));
+                }
+                // It would live on without the names that it was confirmed under.
+                Some((entry, _)) => {
+                    let fresh = Fresh { entry: Arc::clone(entry), encoded: None };
+                    self.land_loaded(takeoff, &fresh);
                 }
                 None => self.fail(takeoff, Crash::NothingToConfirm),
             },
@@ -673,9 +688,6 @@ impl<V: Send + Sync + 'static> Job<V> {
     /// Remembers that the load failed, so that the next one waits.
     pub(crate) fn note_failure(&self, takeoff: &Takeoff, crash: &Crash) {
         let space = &self.request.space;
-        if matches!(crash, Crash::Loader(_) | Crash::Deadline(_) | Crash::Panicked) {
-            bump(&space.counters.load_errors);
-        }
         let (core, policy) = (&space.core, &space.policy);
         let now = core.clock.tick();
         let is_remembered =
@@ -770,15 +782,22 @@ pub(crate) async fn run<A>(
     let time = clock.elapsed().saturating_sub(started);
     space.counters.load_time.add(time);
     space.counters.load_cost.add(space.policy.load_cost);
-    match loaded {
+    let crash = match loaded {
         Some(Ok(Ok(answer))) => {
             let built_from = tracker.map(|tracker| tracker.built_from()).unwrap_or_default();
-            Ok(Brought { answer, time, built_from })
+            return Ok(Brought { answer, time, built_from });
         }
-        Some(Ok(Err(error))) => Err(Crash::Loader(error)),
-        Some(Err(Panicked)) => Err(Crash::Panicked),
-        None => Err(Crash::Deadline(limit)),
-    }
+        Some(Ok(Err(error))) => Crash::Loader(error),
+        Some(Err(Panicked)) => Crash::Panicked,
+        None => Crash::Deadline(limit),
+    };
+    bump(&space.counters.load_errors);
+    Err(crash)
+}
+
+/// Whether an entry carries all of these tags.
+fn has_all(meta: &Meta, tags: &[Arc<str>]) -> bool {
+    tags.iter().all(|tag| meta.details().tags.contains(tag))
 }
 
 /// Completes when somebody waits for one of these flights who holds a permit.

@@ -14,7 +14,7 @@ use crate::flight::{Crash, Flight, Flown, Joined, Landed, Takeoff};
 use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef};
 use crate::lease::{Lease, while_held};
 use crate::load::{Brought, Job, Loading, Request, catch_panic, may_be_there_now, run};
-use crate::loaded::Loaded;
+use crate::loaded::{Answer, Loaded};
 use crate::options::{Reading, Wants};
 use crate::read::{self, Unflushed, Wanted};
 use crate::runtime::{BoxFuture, step_aside, unless};
@@ -410,6 +410,10 @@ async fn load<K, V: Send + Sync + 'static>(
     match loaded {
         Ok(brought) => {
             let (mut answers, brought) = brought.apart();
+            let has_failed = |loaded: &Loaded<V>| matches!(loaded.answer, Answer::Failed(_));
+            if answers.values().any(has_failed) {
+                bump(&space.counters.load_errors);
+            }
             let mut new = Vec::new();
             for (takeoff, job) in &flying {
                 // What the loader does not mention is not there.

@@ -5,7 +5,7 @@
 //! they are.
 //!
 //! Most of them the ledger could not take: nobody else has heard of them. Some are *told*: their line is
-//! written, and only a server that did not answer may still hold what they name.
+//! written, and only a store that was not asked, or did not answer, may still hold what they name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -132,6 +132,45 @@ impl Pending {
     }
 }
 
+/// What a caller has begun and not finished: names whose values are about to be taken out of tiers that
+/// do not hear the ledger, or put there although a line may name them meanwhile.
+///
+/// A caller that is dropped before it has [finished](Self::done) leaves them pending: the ledger forgets
+/// lines about keys one day, and what such a tier still has would be good again.
+pub(crate) struct Unfinished {
+    core: Arc<Core>,
+    names: Vec<Name>,
+    are_told: bool,
+}
+
+impl Unfinished {
+    /// `are_told`: the ledger has nothing to hear of them.
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        are_told: bool,
+        names: impl IntoIterator<Item = Name>,
+    ) -> Self {
+        let is_needed = core.tiers.iter().any(|tier| !tier.is_authority);
+        let names = if is_needed { names.into_iter().collect() } else { Vec::new() };
+        Self { core: Arc::clone(core), names, are_told }
+    }
+
+    pub(crate) fn done(mut self) {
+        self.names.clear();
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let names = std::mem::take(&mut self.names);
+        match (names.is_empty(), self.are_told) {
+            (true, _) => {}
+            (false, true) => self.core.hold_back_told(names),
+            (false, false) => self.core.hold_back(names),
+        }
+    }
+}
+
 /// The names at these places.
 pub(crate) fn at(names: &[Name], places: &[usize]) -> Vec<Name> {
     places.iter().filter_map(|&place| names.get(place).cloned()).collect()
@@ -179,7 +218,7 @@ impl Core {
         if !self.pending.add(names, are_told) {
             return;
         }
-        tracing::warn!("what was invalidated could not be told to every tier: it is pending");
+        tracing::warn!("what was invalidated is not gone from every tier yet: it is pending");
         let core = Arc::downgrade(self);
         let runtime = Arc::clone(&self.runtime);
         self.runtime.spawn(Box::pin(async move {
@@ -222,7 +261,9 @@ impl Core {
             }
         }
         for names in told.chunks(SETTLED_AT_ONCE) {
-            if let Ok(undropped) = self.ask(|| self.authority.drop_again(names)).await {
+            if self.drop_from_stores(names.iter()).await
+                && let Ok(undropped) = self.ask(|| self.authority.drop_again(names)).await
+            {
                 self.pending.settled(&but(names, &undropped), epoch);
             } else if self.is_any_shut() {
                 return;

@@ -16,8 +16,9 @@ use crate::flight::Crash;
 use crate::frame::Frame;
 use crate::freshness::{Freshness, Life, Written, judge};
 use crate::key::{Key, KeyBuffer, KeyBytes, KeyRef, StoredKey, is_hashed};
-use crate::ledger::{Names, Stamp};
+use crate::ledger::{Name, Names, Stamp};
 use crate::options::Reading;
+use crate::pending::Unfinished;
 use crate::protocol::Standing;
 use crate::retry::Failed;
 use crate::space::{Mode, SpaceCore};
@@ -469,8 +470,11 @@ pub(crate) async fn copy_to<V: Send + Sync + 'static>(
     index: usize,
 ) {
     let meta = &entry.meta;
+    let name = Name::Key(Arc::clone(wanted.name(space)));
+    let unfinished = Unfinished::new(&space.core, true, [name]);
     write::to_tier(space, codec, wanted, entry, None, index).await;
     write::undo_if_dead(space, wanted, meta.stamp, &meta.details().tags, index).await;
+    unfinished.done();
 }
 
 /// Whether something fresh is under each key, or written behind. Decodes and copies nothing.

@@ -13,6 +13,7 @@ use crate::key::{
     Key, KeyBuffer, KeyPrefix, KeyRef, StoredKey, all_schemas_prefix, stored_tenant_prefix,
 };
 use crate::ledger::Name;
+use crate::pending::Unfinished;
 use crate::read::{self, Wanted};
 use crate::space::SpaceCore;
 use crate::store::Put;
@@ -41,7 +42,9 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
             None => false,
         });
     }
-    let names = wanted.iter().map(|wanted| Name::Key(Arc::clone(wanted.name(space)))).collect();
+    let names: Vec<_> =
+        wanted.iter().map(|wanted| Name::Key(Arc::clone(wanted.name(space)))).collect();
+    let unfinished = Unfinished::new(core, false, names.iter().cloned());
     let invalidated = core.invalidate(names).await;
     for (there, held) in there.iter_mut().zip(invalidated.held) {
         *there |= held;
@@ -64,6 +67,7 @@ pub(crate) async fn remove<'a, K: Key + ?Sized + 'a>(
             }
         }
     }
+    unfinished.done();
     Ok((there.into_iter().map(u64::from).sum(), settled))
 }
 

@@ -23,6 +23,7 @@ use crate::lease::{Lease, Patience, while_held};
 use crate::ledger::{Name, Names, Stamp};
 use crate::one_step;
 use crate::options::Tiers;
+use crate::pending::Unfinished;
 use crate::policy::Ttl;
 use crate::read::{self, Wanted};
 use crate::removal::of_other_types;
@@ -298,6 +299,7 @@ pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
         entries.iter().map(|(wanted, _)| Name::Set(Arc::clone(wanted.name(space)))).collect();
     let dependents = space.core.dependents(&names);
     let mut entries = make_all(space, entries, &options);
+    let unfinished = Unfinished::new(&space.core, false, names.iter().cloned());
     // What depends on something has to look at it between the two.
     let one_step = match codec {
         Some(codec) if dependencies.is_empty() => {
@@ -319,6 +321,7 @@ pub(crate) async fn insert_encoded<V: Send + Sync + 'static>(
     }
     stamp_all(&mut entries, ticket.stamp);
     let stored = store(space, codec, entries, ticket, unwritten, is_there).await;
+    unfinished.done();
     // What was built meanwhile may have been built without it.
     let named = space.core.invalidate_again(dependents).await;
     Ok(match (invalidated.settled, named) {
@@ -767,6 +770,7 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
         }
         let names = Names { key: wanted.name(space), space: &space.name, tags: &[] };
         let append = || core.authority.append_if_unnamed(ticket.stamp, name.clone(), names);
+        let unfinished = Unfinished::new(core, false, [name.clone()]);
         let appended = core.ask(append).await?;
         if let Some(appended) = appended {
             if !core.applied(std::slice::from_ref(&name), &appended).await {
@@ -783,9 +787,11 @@ async fn insert_unless_there<K: Key + ?Sized, V: Send + Sync + 'static>(
             let mut entries = make_all(space, vec![(wanted, encoded)], options);
             stamp_all(&mut entries, ticket.stamp);
             let stored = store(space, codec, entries, ticket, unwritten, false).await;
+            unfinished.done();
             core.invalidate_again(dependents).await;
             return stored.map(|_| true);
         }
+        unfinished.done();
         // Somebody wrote or invalidated between: look again.
         let _ = core.follow().await;
         if !patience.wait(core).await {

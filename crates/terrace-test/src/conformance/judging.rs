@@ -175,7 +175,7 @@ async fn writes_in_one_step(subject: &Subject, authority: &dyn Authority) {
     let Written { appended, stored } = answered(authority.write(&[write(frame)]).await);
     let next = Stamp { number: before.number + 1, ..before };
     same(&appended.position, &next, "what is written has its line");
-    same(&stored, &vec![Stored::Yes], "what is written is stored");
+    same(&stored, &vec![Some(Stored::Yes)], "what is written is stored");
     let promise = "what is written is found, with the position of its line as its stamp";
     same(&found(subject, &entry).await, &Some((b"written".to_vec(), next)), promise);
     let promise = "what is written takes the place of all that was under its name";
@@ -189,7 +189,7 @@ async fn writes_in_one_step(subject: &Subject, authority: &dyn Authority) {
     // Whatever becomes of the value, the line is true.
     answered(authority.write(&[write(frame_of(&entry, b"to be dropped"))]).await);
     let Written { appended, stored } = answered(authority.write(&[write("no frame".into())]).await);
-    same(&stored, &vec![Stored::Refused], "what nobody could read is not stored");
+    same(&stored, &vec![Some(Stored::Refused)], "what nobody could read is not stored");
     same(&appended.position, &position(authority).await, "what is not stored has its line");
     same(&subject.get_one(&entry.key).await, &None, "what nobody could read is not stored");
     writes_of_many_callers(subject, authority, &entry, write).await;
@@ -219,7 +219,7 @@ async fn writes_of_many_callers(
         [write(frame(b"first")), others.clone(), invalidation.clone(), write(frame(b"last"))];
     let Written { appended, stored } = answered(authority.write(&writes).await);
     same(&(appended.position, appended.held.len()), &(at(5), 5), promise);
-    same(&stored, &vec![Stored::Yes; 3], promise);
+    same(&stored, &vec![Some(Stored::Yes); 3], promise);
     same(&found(subject, entry).await, &Some((b"last".to_vec(), at(5))), promise);
     same(&found(subject, &other).await, &Some((b"other".to_vec(), at(3))), promise);
     let writes = [write(frame(b"again")), invalidation, others];

@@ -337,8 +337,11 @@ impl Shared {
         };
         let answer = question(&connection).map_err(|error| failed(doing, error));
         // A connection that failed may be the reason: it is not used again.
-        if answer.is_ok() && !self.writer.is_closed() {
-            self.readers.lock().push(connection);
+        if answer.is_ok() {
+            let mut readers = self.readers.lock();
+            if !self.writer.is_closed() {
+                readers.push(connection);
+            }
         }
         answer
     }
@@ -525,8 +528,8 @@ impl Store for DiskStore {
 
     fn close(&self) -> StoreResult<'_, ()> {
         Box::pin(async {
-            self.shared.readers.lock().clear();
             self.shared.writer.close().await;
+            self.shared.readers.lock().clear();
             self.shared.lock.lock().take();
             Ok(())
         })

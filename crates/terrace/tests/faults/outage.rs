@@ -537,6 +537,73 @@ async fn what_becomes_pending_while_it_is_being_settled_stays_pending() {
     assert!(ends("closing", terrace.close()).await);
 }
 
+/// A tier that does not hear the ledger keeps nothing of what was named, whoever goes away half-way: the
+/// ledger forgets lines about keys one day, and what is left would be good again.
+#[tokio::test]
+async fn what_a_caller_that_was_dropped_left_in_a_deaf_tier_is_taken_away() {
+    for step in ["remove", "invalidate", "insert", "insert if absent", "copy upwards"] {
+        let directory = tempfile::tempdir().unwrap();
+        let map = Arc::new(MapStore::new());
+        let above = Arc::new(ChaosStore::over(Arc::clone(&map) as _));
+        let terrace = Terrace::builder()
+            .memory(Memory::bytes(1 << 20))
+            .tier("above", Tier::shared(Arc::clone(&above) as _))
+            .tier("disk", Disk::at(directory.path()))
+            .build()
+            .await
+            .unwrap();
+        let space = terrace.space::<str, u64>("space").build().unwrap();
+        space.insert("key", 0).await.everywhere();
+        let [key] = &map.keys()[..] else { panic!("one frame") };
+        let held =
+            if matches!(step, "insert" | "insert if absent") { Verb::Put } else { Verb::Remove };
+        if step == "insert if absent" {
+            space.invalidate("key").await.everywhere();
+            // What nobody can take away but who knows of it: no line names it any more.
+            map.set_raw(key, b"left over".as_slice());
+        }
+        let copied = (step == "copy upwards").then(|| {
+            map.remove_raw(key);
+            above.hold(Calls::of([Verb::Put]).first(1))
+        });
+        if copied.is_some() {
+            terrace.clear_tier("memory").await.unwrap();
+        }
+        let caller = tokio::spawn({
+            let space = space.clone();
+            async move {
+                match step {
+                    "remove" => drop(space.remove("key").await),
+                    "invalidate" => drop(space.invalidate("key").await),
+                    "insert" => drop(space.insert("key", 1).await),
+                    "insert if absent" => drop(space.insert_if_absent("key", 1).await),
+                    _ => drop(space.get("key").await),
+                }
+            }
+        });
+        if let Some(copied) = &copied {
+            ends("the copy", copied.arrived()).await;
+            space.invalidate("key").await.everywhere();
+        }
+        let gate = above.hold(Calls::of([held]).first(1));
+        if let Some(copied) = &copied {
+            copied.open();
+        }
+        ends(step, gate.arrived()).await;
+        assert!(map.raw(key).is_some(), "{step}: nothing to be taken away");
+        caller.abort();
+        let _ = caller.await;
+        gate.open();
+        eventually(step, async || map.raw(key).is_none()).await;
+        eventually("nothing is pending", async || {
+            space.insert("key", 2).await.unwrap().is_settled() && map.raw(key).is_some()
+        })
+        .await;
+        assert_eq!(space.get("key").await.unwrap().as_deref(), Some(&2), "{step}");
+        assert!(ends("closing", terrace.close()).await);
+    }
+}
+
 /// Others wrote between, and their lines cannot be read: ours must count all the same.
 #[tokio::test]
 async fn a_line_that_cannot_be_applied_in_order_is_not_settled() {

@@ -193,6 +193,41 @@ async fn a_value_that_has_not_changed_begins_a_new_life_in_every_tier() {
     }
 }
 
+/// A line that says so stands, whatever the source confirms: the loader has to bring a value.
+#[tokio::test]
+async fn what_a_line_says_is_out_of_date_is_not_there_to_be_confirmed() {
+    let rig = Rig::new().await;
+    let space = rig.space();
+    load(&space, Loaded::value(7).version("v7").tags(["tag"])).await.unwrap();
+    rig.terrace.mark_stale_tag("tag").await.unwrap();
+    let bring = |load: Load<str, u32>| async move {
+        Ok::<_, Refused>(match load.stale() {
+            Some(_) => Loaded::not_modified(),
+            None => Loaded::value(8).version("v7").tags(["tag"]),
+        })
+    };
+    assert_eq!(*space.get_or_load("key", bring).await.unwrap(), 8);
+    let again = space.get_or_load("key", fails).await.unwrap();
+    assert_eq!((*again, again.is_stale()), (8, false), "it is fresh again");
+}
+
+/// An entry keeps the names that it was stored under: one that is confirmed under others would
+/// outlive them.
+#[tokio::test]
+async fn a_value_that_is_confirmed_under_more_names_is_handed_out_and_not_kept() {
+    for adds in [true, false] {
+        let rig = Rig::new().await;
+        let space = rig.space();
+        load(&space, Loaded::value(7).tags(["tag"])).await.unwrap();
+        rig.clock.advance(70 * SECOND);
+        let confirmed = Loaded::not_modified().tags([if adds { "more" } else { "tag" }]);
+        assert_eq!(*load(&space, confirmed).await.unwrap(), 7);
+        rig.terrace.invalidate_tag("more").await.unwrap();
+        let next = *load(&space, Loaded::value(8)).await.unwrap();
+        assert_eq!(next, if adds { 8 } else { 7 });
+    }
+}
+
 #[tokio::test]
 async fn nothing_cannot_be_confirmed() {
     for layout in Layout::ALL {

@@ -235,6 +235,9 @@ async fn a_loader_that_fails_or_panics_fails_its_keys_and_no_others() {
         let again = space.get_many_or_load(&[1, 2, 3, 4], |load| Arc::clone(&source).many(load));
         assert_eq!(values(ends("the keys afterwards", again).await), [1, 4, 9, 16]);
         assert_eq!(source.asked.lock().await.len(), 2, "{layout:?}");
+        // However many keys they were for, three of them failed; one never began.
+        let stats = bed.stats().await.spaces.pop().unwrap();
+        assert_eq!((stats.loads, stats.load_errors), (5, 3), "{layout:?}");
         nothing_is_under_way(&bed).await;
     }
 }

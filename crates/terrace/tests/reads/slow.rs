@@ -200,6 +200,28 @@ async fn callers_who_do_not_take_what_is_stale_wait() {
     assert_eq!((picky.await.unwrap(), new.await.unwrap()), (2, 2));
 }
 
+/// Somebody who wants what is new waits for a load that hangs; the others need not.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_behind_a_load_that_hangs_takes_what_is_stale_from_nobody() {
+    let bed = Bed::new(Layout::Memory).await;
+    let (answer, _) = bed.ask().await.unwrap();
+    is_stale(&answer);
+    let (space, load) = (bed.space.clone(), bed.load());
+    let new =
+        tokio::spawn(async move { *space.get_or_load("key", |_| load).refresh().await.unwrap() });
+    let_others_run().await;
+    for _ in 0..3 {
+        let (answer, waited) = bed.ask().await.unwrap();
+        is_stale(&answer);
+        assert!(waited <= ms(10), "{waited:?}: it is at hand");
+    }
+    assert!(!new.is_finished());
+    bed.pass.add_permits(2);
+    assert_eq!(ends("the refresh", new).await.unwrap(), 2);
+    assert_eq!(bed.begun(), 2);
+    bed.none_underway().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_the_hard_deadline_the_load_is_given_up_and_its_permit_is_back() {
     for with_stale in [false, true] {

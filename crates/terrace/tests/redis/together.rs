@@ -1,7 +1,16 @@
 //! Calls of several callers that go to the server together, and are mixed up.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use futures_util::future::join_all;
-use terrace::{Memory, Terrace};
+use terrace::authority::{Append, Authority as _};
+use terrace::clock::{SystemClock, WallTime};
+use terrace::frame::{Header, decode, encode};
+use terrace::key::StoredKey;
+use terrace::ledger::{Name, Stamp};
+use terrace::store::{Put, Store as _, Stored};
+use terrace::{Codec, Compression, Memory, Redis, Terrace};
 use terrace_test::rig::RedisServer;
 
 use crate::support::{HOUR, Node, patient};
@@ -98,5 +107,70 @@ async fn the_last_of_those_who_write_one_key_together_is_the_one_that_stays() {
             let (here, there) = (a.get(key).await, b.get(key).await);
             assert!(here.is_some() && here == there, "{key}: {here:?}, {there:?}");
         }
+    }
+}
+
+/// A write that was given up may reach the server late, when others have written and been told so.
+#[tokio::test]
+async fn a_write_that_comes_late_stores_nothing_over_what_was_written_since() {
+    // A transaction that comes late finds another ledger than it was made for, and does nothing.
+    if std::env::var_os("TERRACE_WITHOUT_SCRIPTS").is_some() {
+        return;
+    }
+    let server = RedisServer::start().await.unwrap();
+    let open = || Redis::url(server.url()).open(Arc::new(SystemClock::new())).unwrap();
+    let (late, other) = (open(), open());
+    let key = |key: &str| StoredKey::new("", "space", 1, key.as_bytes());
+    let write = |text: &str, value: &str, tags: &[&str]| {
+        let key = key(text);
+        let tags: Arc<[Arc<str>]> = tags.iter().map(|tag| Arc::from(*tag)).collect();
+        let frame = encode(&header(&tags), value.to_owned(), Compression::off());
+        let names = vec![Name::Set(format!(":space:{text}").into())];
+        let put = Put { key, frame, expires: None, stamp: Stamp::default(), tags };
+        Append { names, puts: vec![put] }
+    };
+    let found = async |text: &str| {
+        let frame = late.get(&[key(text)]).await.unwrap().pop().flatten()?;
+        Some(decode(&frame, 1 << 20).unwrap().value().unwrap())
+    };
+    for store in [&late, &other] {
+        store.snapshot().await.unwrap();
+    }
+    // Since what the late one knows, others have written a key and named a tag.
+    let written = other.write(&[write("key", "new", &[])]).await.unwrap();
+    assert_eq!(written.stored, [Some(Stored::Yes)]);
+    other.append(&[Name::Tag(":tag".into())]).await.unwrap();
+    let all = [
+        write("key", "late", &[]),
+        write("tagged", "late", &[":tag"]),
+        write("free", "late", &[":other"]),
+    ];
+    let written = late.write(&all).await.unwrap();
+    assert_eq!(written.stored, [None, None, Some(Stored::Yes)]);
+    assert_eq!(
+        written.appended.held, [false; 3],
+        "a frame is not stored, and nothing else is held"
+    );
+    assert_eq!(found("key").await, None, "its line names what was written before");
+    assert_eq!(found("tagged").await, None);
+    assert_eq!(found("free").await.as_deref(), Some(&b"late"[..]));
+    // Told of all there is, it may.
+    let written = late.write(&all).await.unwrap();
+    assert_eq!(written.stored, [Some(Stored::Yes); 3]);
+    assert_eq!(found("key").await.as_deref(), Some(&b"late"[..]));
+}
+
+fn header(tags: &Arc<[Arc<str>]>) -> Header {
+    Header {
+        codec: Codec::Raw,
+        created: WallTime::from_millis(1),
+        expires: None,
+        stale_until: None,
+        stamp: Stamp::default(),
+        last_modified: None,
+        version: None,
+        tags: Arc::clone(tags),
+        dependencies: Arc::default(),
+        key: Bytes::new(),
     }
 }

@@ -112,6 +112,11 @@ async fn what_is_filled_in_is_stored_with_all_that_is_known() {
     }
     let answer = space.get_or_load("none", |_| async { Ok::<_, std::io::Error>(1) }).await;
     assert!(matches!(answer, Err(terrace::LoadError::Absent)), "{answer:?}");
+    // Nor is anything left of what was there before.
+    space.insert("gone", 1).await.everywhere();
+    assert!(!space.fill("gone", space.ticket(), Loaded::absent()).await.unwrap());
+    terrace.clear_tier("memory").await.unwrap();
+    assert!(space.get("gone").await.unwrap().is_none(), "no tier has it");
     space.invalidate("none").await.everywhere();
     let ticket = space.ticket();
     space.invalidate("none").await.everywhere();

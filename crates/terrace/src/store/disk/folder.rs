@@ -5,7 +5,7 @@
 //! another place. Every step goes from one open directory to the next and follows no link.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, mkdirat, open, openat, unlinkat};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::Errno;
 
 /// What the names of all folders begin with.
 const PREFIX: &str = "files-";
@@ -94,14 +94,8 @@ impl Folder {
     /// waits for no disk then.
     pub(super) fn is_cached(&self, number: i64, length: u64) -> bool {
         let Ok(file) = self.open_to_read(number) else { return false };
-        let is_cached = |at| {
-            let mut byte = [0];
-            let read =
-                preadv2(&file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
-            read == Ok(1)
-        };
         let last = length.saturating_sub(1);
-        (0..last).step_by(LOOKED_AT_EVERY).chain([last]).all(is_cached)
+        (0..last).step_by(LOOKED_AT_EVERY).chain([last]).all(|at| is_cached(&file, at))
     }
 
     /// Removes a file. One that is not there is removed.
@@ -180,6 +174,22 @@ impl Folder {
         };
         Ok(Arc::clone(open.insert(Arc::new(folder))))
     }
+}
+
+/// Whether reading the byte at a place waits for nothing.
+#[cfg(target_os = "linux")]
+fn is_cached(file: &File, at: u64) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    let mut byte = [0];
+    let read = preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+    read == Ok(1)
+}
+
+/// Other systems do not say.
+#[cfg(not(target_os = "linux"))]
+fn is_cached(_: &File, _: u64) -> bool {
+    false
 }
 
 /// Makes a directory for its owner alone, unless somebody else just did, and opens it.

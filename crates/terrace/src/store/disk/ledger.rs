@@ -62,14 +62,14 @@ impl Authority for DiskStore {
             for each in &appends {
                 let lines = append(batch, &each.names)?;
                 for put in &each.puts {
-                    stored.push(match frame::stamped(&put.frame, lines.position) {
+                    stored.push(Some(match frame::stamped(&put.frame, lines.position) {
                         Ok(frame) => {
                             let put = Put { frame, stamp: lines.position, ..put.clone() };
                             large::put_row(batch, &put, largest, false)?
                         }
                         // Nobody could read it.
                         Err(_) => Stored::Refused,
-                    });
+                    }));
                 }
                 appended = Some(and(appended, lines));
             }

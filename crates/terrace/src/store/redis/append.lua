@@ -5,11 +5,11 @@
 -- the tips of these lines, whether values lie apart from the ledger, whether there are frames, then a
 -- condition ('' or incarnation of the ticket, its number, name, count of tags, tags), then for each
 -- write how many lines it has, and for each of them its kind, its text, and '' or the schema of a
--- frame under it, milliseconds to live (0: for ever, -1: it is over already), and the frame, to which
--- the stamp is added: the last line of its write.
--- Answers with incarnation, number of the last line, its tip, and for each name whether something
--- was held that nothing takes the place of, or, if values lie apart, which schemas they may have; or
--- with nothing if the condition does not hold.
+-- frame under it, count of its tags, tags, milliseconds to live (0: for ever, -1: it is over already),
+-- and the frame, to which the stamp is added: the last line of its write.
+-- Answers with incarnation, number of the last line, its tip, and for each name 1 if something was
+-- held that nothing takes the place of, 2 if its frame is not stored, otherwise 0; or, if values lie
+-- apart, which schemas they may have. With nothing if the condition does not hold.
 
 local known = { incarnation = ARGV[4], number = tonumber(ARGV[5]), tip = ARGV[6] }
 local random, is_apart, has_frames, at = ARGV[7], ARGV[8] == '1', ARGV[9] == '1', 10
@@ -20,6 +20,9 @@ if known.incarnation == ledger.incarnation
     and (known.number > ledger.last or (known.number == ledger.last and known.tip ~= ledger.tip)) then
     begin()
 end
+
+-- Whether its sender has heard of every line there is.
+local is_newest = known.incarnation == ledger.incarnation and known.number == ledger.last
 
 local condition = ARGV[at]
 at = at + 1
@@ -129,9 +132,21 @@ while at <= #ARGV do
         ledger.last, ledger.tip = number, tip
         held[lines] = is_apart and '' or 0
         if schema ~= '' then
-            replace(text, schema, ARGV[at], ARGV[at + 1] .. stamp)
-            counters[#counters + 1] = key_of(text, 'count')
-            at = at + 2
+            local tags, count = {}, tonumber(ARGV[at])
+            for tag = 1, count do
+                tags[tag] = ARGV[at + tag]
+            end
+            at = at + count
+            -- What was given up may come late, when others have written and been told so. Whoever waits
+            -- for this one stores it by itself, as what its line permits.
+            if is_newest or permits(known.incarnation, known.number, text, tags) then
+                replace(text, schema, ARGV[at + 1], ARGV[at + 2] .. stamp)
+                counters[#counters + 1] = key_of(text, 'count')
+            else
+                void(text, kind == 'k')
+                held[lines] = 2
+            end
+            at = at + 3
         elseif kind == 'k' or kind == 'w' then
             held[lines] = is_apart and table.concat(schemas_of(text), ' ') or void(text, kind == 'k')
         end

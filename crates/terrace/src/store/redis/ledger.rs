@@ -104,6 +104,11 @@ impl Known {
     }
 }
 
+/// What the script that appends says of a name: something was held that nothing takes the place of; or its
+/// frame is not stored.
+const HELD: i64 = 1;
+const NOT_STORED: i64 = 2;
+
 impl RedisStore {
     /// A call of a script about the ledger, with the arguments that all of them begin with.
     pub(super) fn ledger_call<'a>(&'a self, script: &'a Script, now: WallTime) -> Call<'a> {
@@ -145,7 +150,7 @@ impl RedisStore {
         }
         let (position, held) = self.note_appended(answer, DOING)?;
         if !self.shared.is_apart {
-            return Ok(Some(all_dropped(position, held, DOING)?));
+            return Ok(Some(all_dropped(position, &integers(held, DOING)?)));
         }
         let schemas = array_of(held, names.len(), DOING)?.into_iter();
         let schemas: Vec<_> = schemas.map(|texts| text(texts, DOING)).collect::<Result<_, _>>()?;
@@ -225,7 +230,11 @@ impl RedisStore {
                 {
                     Some((put, frame)) => {
                         let (_, schema) = put.key.name_and_schema();
-                        call.arg(schema).arg(lives(now, put.expires)).arg(&**frame);
+                        call.arg(schema).arg(put.tags.len());
+                        for tag in &*put.tags {
+                            call.arg(&**tag);
+                        }
+                        call.arg(lives(now, put.expires)).arg(&**frame);
                     }
                     None => {
                         call.arg("");
@@ -233,12 +242,27 @@ impl RedisStore {
                 }
             }
         }
-        // Nobody could read what is no frame.
-        let stored = |frame: &Option<_>| frame.as_ref().map_or(Stored::Refused, |_| Stored::Yes);
-        let stored = frames.iter().map(stored).collect();
         let answer = call.ask(&self.shared.link, DOING).await?;
         let (position, held) = self.note_appended(answer, DOING)?;
-        Ok(Written { appended: all_dropped(position, held, DOING)?, stored })
+        let answers = integers(held, DOING)?;
+        let (mut stored, mut left, mut answers_left) = (Vec::new(), &*frames, &*answers);
+        for append in appends {
+            let (own, others) = left.split_at(append.puts.len());
+            let (lines, later) = answers_left
+                .split_at_checked(append.names.len())
+                .ok_or_else(|| odd(DOING, "a list of another length"))?;
+            (left, answers_left) = (others, later);
+            for (put, frame) in append.puts.iter().zip(own) {
+                let mut lines = append.names.iter().zip(lines);
+                let is_left = lines.any(|(name, answer)| *answer == NOT_STORED && is_of(put, name));
+                stored.push(match frame {
+                    // Nobody could read what is no frame.
+                    None => Some(Stored::Refused),
+                    Some(_) => (!is_left).then_some(Stored::Yes),
+                });
+            }
+        }
+        Ok(Written { appended: all_dropped(position, &answers), stored })
     }
 
     async fn follow_from(&self, position: Stamp) -> Result<Follow, StoreError> {
@@ -572,7 +596,6 @@ fn scored<T>(
     Ok(lines)
 }
 
-/// How the kinds of names are written.
 /// Whether a frame lies under the key that a line names.
 fn is_of(put: &Put, name: &Name) -> bool {
     let ([space, key], _) = put.key.name_and_schema();
@@ -581,11 +604,12 @@ fn is_of(put: &Put, name: &Name) -> bool {
 }
 
 /// What appending did where each value is dropped in the same step.
-fn all_dropped(position: Stamp, held: Value, doing: &'static str) -> Result<Appended, StoreError> {
-    let held = integers(held, doing)?.into_iter().map(|held| held > 0).collect();
-    Ok(Appended { position, held, undropped: Vec::new() })
+fn all_dropped(position: Stamp, held: &[i64]) -> Appended {
+    let held = held.iter().map(|held| *held == HELD).collect();
+    Appended { position, held, undropped: Vec::new() }
 }
 
+/// How the kinds of names are written.
 fn parts(name: &Name) -> (&'static str, &str) {
     match name {
         Name::Key(text) => ("k", text),

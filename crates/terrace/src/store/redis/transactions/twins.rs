@@ -63,7 +63,9 @@ pub(in crate::store::redis) fn append(
             let is_key = matches!(kind, "k" | "w");
             held.push(match (is_apart, is_key) {
                 _ if !schema.is_empty() => {
-                    let (lives, frame) = (args.number()?, args.bytes()?);
+                    // A transaction that comes late finds another ledger than it was made for: it need
+                    // not ask whether anybody has written since.
+                    let (_tags, lives, frame) = (args.texts()?, args.number()?, args.bytes()?);
                     replace(ledger, name, schema, lives, frame, last, head);
                     Held::No
                 }
