@@ -20,6 +20,9 @@ const MEMORY: u64 = 32 << 10;
 /// The key, so that no value can stand under another one, and its version.
 type Value = (u64, u64);
 
+/// Tags, and keys of tracked spaces, of which the ledger remembers the last line.
+const NAMES_REMEMBERED: usize = 65_536;
+
 /// A cache, the source that it stands for, and the history of both.
 struct Stage {
     terrace: Terrace,
@@ -49,14 +52,19 @@ impl Stage {
         let disk = Tier::from(Disk::at(directory.path())).deadlines(ms(60_000), ms(60_000));
         let memory = Memory::bytes(MEMORY);
         let terrace = Terrace::builder().memory(memory).tier("disk", disk).build().await.unwrap();
+        let space = terrace.space("space").forever();
+        // Of more keys of tracked spaces the last lines are not all remembered: older entries are
+        // loaded again.
+        let keeps_everything = !builds || keys <= NAMES_REMEMBERED;
+        let history = History::new();
         Arc::new(Self {
-            space: terrace.space("space").forever().tracked().build().unwrap(),
+            space: if builds { space.tracked() } else { space }.build().unwrap(),
             built: terrace.space("built").forever().retry(ms(0), ms(0)).build().unwrap(),
             terrace,
             source: (0..keys).map(|_| [0, 0].map(AtomicU64::new)).collect(),
             lies,
             builds,
-            history: History::new().keeps_everything(),
+            history: if keeps_everything { history.keeps_everything() } else { history },
             next: AtomicU64::new(1),
             asked: AtomicU64::new(0),
             built_reads: AtomicU64::new(0),
