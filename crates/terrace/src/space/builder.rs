@@ -96,7 +96,7 @@ impl<K: ToOwned + ?Sized, V> SpaceBuilder<K, V> {
         self
     }
 
-    /// The share of the TTL by which lifetimes vary at random, 0 to 1: a tenth unless
+    /// The share of the TTL by which lifetimes vary at random, 0 to 1: a fifth unless
     /// set, so that what was stored together does not expire together.
     pub fn jitter(mut self, share: f64) -> Self {
         self.policy.jitter = share;

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::support::{Node, count, until};
 
 /// What servers say, and what the guard is to think of it.
-const REPLIES: [(&str, StoreErrorKind); 14] = [
+const REPLIES: [(&str, StoreErrorKind); 16] = [
     ("-LOADING Redis is loading the dataset in memory\r\n", StoreErrorKind::Unavailable),
     ("-READONLY You can't write against a read only replica.\r\n", StoreErrorKind::Unavailable),
     ("-MASTERDOWN Link with MASTER is down\r\n", StoreErrorKind::Unavailable),
@@ -30,6 +30,15 @@ const REPLIES: [(&str, StoreErrorKind); 14] = [
     ("-BUSY Redis is busy running a script.\r\n", StoreErrorKind::Unavailable),
     ("-WRONGTYPE Operation against a key\r\n", StoreErrorKind::Other),
     ("?!\r\n", StoreErrorKind::Unavailable),
+    // As servers before 7.0 say it of a script.
+    (
+        "-ERR Error running script (call to f_0): @user_script:7: -OOM command not allowed.\r\n",
+        StoreErrorKind::Full,
+    ),
+    (
+        "-ERR Error running script (call to f_0): @user_script:7: -READONLY You can't write.\r\n",
+        StoreErrorKind::Unavailable,
+    ),
 ];
 
 /// Where a conversation can be when it comes: which command it answers.

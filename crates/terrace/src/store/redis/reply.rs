@@ -39,7 +39,7 @@ pub(super) fn classify(error: RedisError, doing: &'static str) -> (StoreError, V
             {
                 (Kind::Unavailable, Verdict::Replace)
             }
-            _ => by_code(error.code()),
+            _ => by_code(error.detail().and_then(code_in_script).or(error.code())),
         },
         _ => by_code(error.code()),
     };
@@ -53,9 +53,18 @@ fn by_code(code: Option<&str>) -> (StoreErrorKind, Verdict) {
         // The password was changed: another connection presents the one that we have.
         Some("NOAUTH" | "WRONGPASS") => (Kind::Denied, Verdict::Replace),
         Some("OOM") => (Kind::Full, Verdict::Keep),
+        // The library has names for them, but not where they come from a script.
+        Some("READONLY" | "LOADING" | "MASTERDOWN") => (Kind::Unavailable, Verdict::Replace),
         Some("BUSY" | "NOREPLICAS" | "MISCONF" | "UNBLOCKED") => (Kind::Unavailable, Verdict::Keep),
         _ => (Kind::Other, Verdict::Keep),
     }
+}
+
+/// The code of what went wrong in a script. Servers before 7.0 put it into a text:
+/// `Error running script (call to f_…): @user_script:7: -OOM command not allowed …`.
+fn code_in_script(detail: &str) -> Option<&str> {
+    let (_, error) = detail.strip_prefix("Error running script")?.split_once(": -")?;
+    error.split(' ').next()
 }
 
 /// An answer of another shape than was asked for: whatever it is, it is not ours.

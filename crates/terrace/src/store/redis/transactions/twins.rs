@@ -326,7 +326,8 @@ pub(in crate::store::redis) fn lease(
     args: &mut Args<'_>,
 ) -> Result<Answer, StoreError> {
     let wanted = Lease::of(keys, args)?;
-    let held = wanted.find(view).and_then(|(_, until)| until);
+    let held = wanted.find(view).filter(|(holder, _)| *holder != wanted.token);
+    let held = held.and_then(|(_, until)| until);
     let left = held.and_then(|until| until.checked_sub(view.millis(wanted.told)));
     if let Some(left) = left.filter(|left| *left > 0) {
         return Ok(Answer::Now(Value::Array(vec![Value::Int(0), int(left)])));
