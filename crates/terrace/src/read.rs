@@ -21,6 +21,7 @@ use crate::options::Reading;
 use crate::pending::Unfinished;
 use crate::protocol::Standing;
 use crate::retry::Failed;
+use crate::runtime::{BoxFuture, in_task, unless};
 use crate::space::{Mode, SpaceCore};
 use crate::stats::{TrafficCounters, bump};
 use crate::store::StoreError;
@@ -275,13 +276,21 @@ pub(crate) async fn from_tiers<V: Send + Sync + 'static>(
             let Some(found) = found else { continue };
             if found.freshness.is_fresh() {
                 if !reading.stays_below {
-                    copy_up(space, codec, wanted, &found.entry, depth, ticket, reading).await;
+                    if !reading.unwritten.has_memory() {
+                        let key = KeyRef { space: space.number, bytes: &wanted.bytes };
+                        write::to_memory(space, key, &found.entry, ticket);
+                    }
+                    copy_up(space, codec, wanted, &found.entry, depth, reading, until).await;
                 }
             } else if answer.is_some() {
                 // The nearest stale answer is as good as one from farther away.
                 continue;
             }
             *answer = Some((found, Source::Tier(Arc::clone(&tier.name))));
+        }
+        if depth > 0 {
+            // The next tier is not as slow as copying was.
+            began = core.clock.elapsed();
         }
     }
     Ok(answers)
@@ -434,31 +443,39 @@ fn written(frame: &Frame) -> Written {
     Written { created: header.created, expires: header.expires, stale_until: header.stale_until }
 }
 
-/// Copies what was found at `depth` to memory and to the tiers above, with what is
-/// left of its life and the stamp that it has.
+/// Copies what was found at `depth` to the tiers above, with what is left of its life and the stamp that
+/// it has. The caller waits for that until a time of the clock, and it goes on without the caller.
 async fn copy_up<V: Send + Sync + 'static>(
     space: &Arc<SpaceCore>,
     codec: ValueCodec<V>,
     wanted: &Wanted,
     entry: &Arc<Entry<V>>,
     depth: usize,
-    ticket: Ticket,
     reading: &Reading,
+    until: Duration,
 ) {
-    if !reading.unwritten.has_memory() {
-        let key = KeyRef { space: space.number, bytes: &wanted.bytes };
-        write::to_memory(space, key, entry, ticket);
-    }
-    let Some((tier, above)) = space.core.tiers.get(..=depth).and_then(<[_]>::split_last) else {
+    let core = &space.core;
+    let Some((tier, above)) = core.tiers.get(..=depth).and_then(<[_]>::split_last) else {
         return;
     };
-    for (index, upper) in above.iter().enumerate() {
-        // What came from a narrower tier may be unknown to those who share a wider one.
-        if upper.scope <= tier.scope && !reading.unwritten.has(index + 1) {
-            // Boxed, so that a read does not carry what a write needs.
-            Box::pin(copy_to(space, codec, wanted, entry, index)).await;
-        }
+    // What came from a narrower tier may be unknown to those who share a wider one.
+    let takes = |index: usize, upper: &OpenTier| {
+        upper.scope <= tier.scope && !reading.unwritten.has(index + 1)
+    };
+    let indexes = above.iter().enumerate().filter(|(index, upper)| takes(*index, upper));
+    let indexes: Vec<_> = indexes.map(|(index, _)| index).collect();
+    if indexes.is_empty() {
+        return;
     }
+    let (owned, wanted, entry) = (Arc::clone(space), wanted.clone(), Arc::clone(entry));
+    let copying: BoxFuture<'static, ()> = Box::pin(async move {
+        let Ok(_underway) = owned.core.begin() else { return };
+        for index in indexes {
+            copy_to(&owned, codec, &wanted, &entry, index).await;
+        }
+    });
+    let left = until.saturating_sub(core.clock.elapsed());
+    unless(|| core.runtime.sleep(left), in_task(&*core.runtime, copying)).await;
 }
 
 /// Copies an entry to one tier; takes it back if it died meanwhile.

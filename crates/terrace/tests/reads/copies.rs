@@ -7,9 +7,9 @@ use std::time::Duration;
 use terrace::clock::{Clock, WallTime};
 use terrace::frame::{Header, decode};
 use terrace::{Cached, Memory, Source, Space, Terrace, Tier};
-use terrace_test::{ManualClock, MapStore, START};
+use terrace_test::{ChaosStore, ManualClock, MapStore, START, Verb};
 
-use crate::support::{count, random};
+use crate::support::{Everywhere as _, count, ends, eventually, ms, random};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -328,4 +328,41 @@ async fn jitter_varies_lives_by_a_fifth_and_no_more() {
     let _ = space.insert("exact", 1).ttl(100 * SECOND).await.unwrap();
     let exact = space.get("exact").await.unwrap().unwrap();
     assert_eq!(exact.expires(), Some(at(100)));
+}
+
+/// The tier above may be slower than the one that has the value, and whoever asks may leave.
+#[tokio::test]
+async fn a_copy_that_takes_long_keeps_nobody_waiting_and_is_made_all_the_same() {
+    for leaves in [false, true] {
+        let [upper, lower] = [(); 2].map(|()| Arc::new(MapStore::new()));
+        let slow = Arc::new(ChaosStore::over(upper.clone()));
+        let terrace = Terrace::builder()
+            .memory(Memory::bytes(64 << 20))
+            .tier("upper", Tier::shared(slow.clone()))
+            .tier("lower", Tier::shared(lower.clone()))
+            .build()
+            .await
+            .unwrap();
+        let space: Space<str, u32> = terrace.space("space").tiers_deadline(ms(50)).build().unwrap();
+        space.insert("key", 7).await.everywhere();
+        let [key] = &upper.keys()[..] else { panic!("one frame") };
+        upper.remove_raw(key);
+        terrace.clear_tier("memory").await.unwrap();
+        let gate = slow.hold(Verb::Put);
+        let asking = tokio::spawn({
+            let space = space.clone();
+            async move { space.get("key").await.unwrap().map(|found| *found) }
+        });
+        ends("the copy", gate.arrived()).await;
+        if leaves {
+            asking.abort();
+            let _ = asking.await;
+        } else {
+            assert_eq!(ends("the read", asking).await.unwrap(), Some(7), "it has its value");
+        }
+        assert!(upper.raw(key).is_none());
+        gate.open();
+        eventually("the copy is there", async || upper.raw(key).is_some()).await;
+        assert!(ends("closing", terrace.close()).await);
+    }
 }
